@@ -1,0 +1,75 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+SOURCES := ingest_service worker eventstore clients/python/ingest tests $(wildcard benchmarks examples)
+BIN := .venv/bin
+
+# A target without a file of its name; everything here is one.
+.PHONY: help run install-dev services test check lint types imports proto generated requirements audit deploy \
+	generate lock format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## install what is needed and start the embedded service (INGEST_LISTEN, INGEST_DATA_DIR)
+	@scripts/venv --local .venv build run
+	@exec $(BIN)/ingest-service dev
+
+install-dev: ## make or refresh .venv with everything for development
+	@scripts/venv --local .venv dev
+
+test: install-dev ## run every test against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
+	@scripts/test-services
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+
+ifneq ($(wildcard tests/faults),)
+.PHONY: test-faults
+test-faults: install-dev ## kill, stop and cut things while events are coming in
+	@scripts/test-services
+	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+endif
+
+check: lint types imports proto generated requirements audit deploy ## everything short of running the tests
+
+lint: install-dev ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: install-dev ## let ruff and buf rewrite what they can
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+	$(BIN)/buf format --write
+
+types: install-dev ## mypy --strict
+	$(BIN)/mypy $(SOURCES)
+
+imports: install-dev ## the import directions of the design
+	$(BIN)/lint-imports
+
+proto: install-dev ## buf: lint, format, breaking changes
+	$(BIN)/buf lint
+	$(BIN)/buf format --diff --exit-code
+	scripts/check-breaking
+
+generated: ## the committed stubs are what proto/ generates
+	scripts/check-generated
+
+requirements: install-dev ## the pins keep the floors of pyproject.toml and name no host
+	$(BIN)/python scripts/check-requirements
+
+audit: install-dev ## known advisories against the pinned requirements
+	$(BIN)/python scripts/audit
+
+deploy: install-dev ## Dockerfile and docker-compose.yml
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+generate: ## write the Python stubs from proto/
+	scripts/generate
+
+lock: install-dev ## pin the requirements again (UPGRADE=1: take the newest releases)
+	scripts/lock
+
+clean: ## remove everything that was made here, except .ingest
+	rm -rf .venv .venv-generate .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
