@@ -1,0 +1,74 @@
+"""Time as the database has it, so that no machine's wall clock decides anything."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, FunctionElement, select
+from sqlalchemy.ext.compiler import compiles
+
+from eventstore.schema import UtcDateTime
+
+#: Seconds after which the offset is measured again; clocks drift by microseconds in that time.
+_SYNC_SECONDS = 10.0
+
+#: SQLite has no date type; microseconds since 1970, with the milliseconds that it can tell.
+_SQLITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
+
+
+class in_seconds(FunctionElement[datetime]):  # noqa: N801  # reads as a SQL function, like func.now
+    """The database's time at the start of the statement, plus so many seconds.
+
+    Stable within a statement, so that PostgreSQL can compare it with an index.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(in_seconds, "postgresql")
+def _in_seconds_postgresql(element: in_seconds, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"(statement_timestamp() + make_interval(secs => {seconds}))"
+
+
+@compiles(in_seconds, "sqlite")
+def _in_seconds_sqlite(element: in_seconds, compiler: Any, **options: Any) -> str:
+    seconds = compiler.process(element.clauses, **options)
+    return f"({_SQLITE_NOW} + CAST({seconds} * 1000000 AS INTEGER))"
+
+
+class DatabaseClock:
+    """Tells the database's time without asking it each time.
+
+    It remembers the offset between the database and this machine's monotonic clock, so a wall
+    clock that is wrong or jumps has no effect. The error is at most half a round trip.
+    """
+
+    def __init__(self) -> None:
+        """Start with the wall clock, until the first synchronisation."""
+        self._offset = time.time() - time.monotonic()
+        self._synchronised_at = float("-inf")
+
+    def now(self) -> datetime:
+        """Return the time, aware, in UTC."""
+        return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
+
+    def unix_ms(self) -> int:
+        """Return the time in milliseconds since 1970."""
+        return int((time.monotonic() + self._offset) * 1000)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the offset should be measured again."""
+        return time.monotonic() - self._synchronised_at > _SYNC_SECONDS
+
+    def synchronise(self, connection: Connection) -> None:
+        """Measure the offset; this also tells whether the connection is alive."""
+        before = time.monotonic()
+        told = connection.execute(select(in_seconds(0))).scalar_one()
+        after = time.monotonic()
+        self._offset = (told - datetime.fromtimestamp(0, UTC)) / timedelta(seconds=1) - (
+            before + after
+        ) / 2
+        self._synchronised_at = after

@@ -1,0 +1,111 @@
+"""Engines with every timeout set; nothing here connects."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+
+#: Seconds; with the keep-alives below, a dead link is noticed in about five seconds.
+_CONNECT_TIMEOUT = 3
+_TCP_TIMEOUT_MS = 5_000
+_STATEMENT_TIMEOUT_MS = 5_000
+_LOCK_TIMEOUT_MS = 2_000
+_IDLE_IN_TRANSACTION_MS = 10_000
+#: Seconds that a caller waits for a pooled connection, and after which one is renewed.
+_POOL_TIMEOUT = 2
+_POOL_RECYCLE = 1_800
+_SQLITE_BUSY_SECONDS = 5.0
+
+
+def normalise_url(url: str) -> URL:
+    """Parse a database URL; `postgres://` and `postgresql://` mean psycopg2 here.
+
+    Plain `postgresql://` would be psycopg 3 in SQLAlchemy 2.1. Raises ValueError for any other
+    database.
+    """
+    parsed = make_url(url)
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg2")
+    if parsed.drivername not in {"postgresql+psycopg2", "sqlite"}:
+        raise ValueError("database URL must be postgresql:// or sqlite:///")
+    return parsed
+
+
+def build_engine(
+    url: str, *, name: str, pool_size: int, keyed: bool = False, guarded: bool = True
+) -> Engine:
+    """Build an engine whose connections carry all timeouts.
+
+    `name` shows in pg_stat_activity. `keyed` is for connections whose every statement looks rows
+    up by key: hash and merge joins are off, or PostgreSQL would read whole partitions for the
+    500 rows of a group (it has no statistics of the day's new partition). `guarded` limits the
+    time of a statement; migrations go without.
+    """
+    parsed = normalise_url(url)
+    # JSON passes through as text, in both directions: it is parsed once, at the edge.
+    common: dict[str, Any] = {
+        "hide_parameters": True,
+        "json_serializer": str,
+        "json_deserializer": str,
+    }
+    if parsed.get_backend_name() == "sqlite":
+        return _build_sqlite(parsed, pool_size, common)
+    options = [
+        "synchronous_commit=on",
+        "timezone=UTC",
+        "jit=off",
+        f"idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS}",
+    ]
+    if guarded:
+        options += [f"statement_timeout={_STATEMENT_TIMEOUT_MS}", f"lock_timeout={_LOCK_TIMEOUT_MS}"]
+    if keyed:
+        options += ["enable_hashjoin=off", "enable_mergejoin=off"]
+    return create_engine(
+        parsed,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_TIMEOUT,
+        pool_recycle=_POOL_RECYCLE,
+        pool_pre_ping=True,
+        connect_args={
+            "application_name": name,
+            "connect_timeout": _CONNECT_TIMEOUT,
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": _TCP_TIMEOUT_MS,
+            "options": " ".join(f"-c {option}" for option in options),
+        },
+        **common,
+    )
+
+
+def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=_POOL_TIMEOUT,
+        connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        **common,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver must not open transactions by itself: `begin` below does.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        # FULL: a commit is on disk when it returns, as the promise says.
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # A transaction that first reads and then writes would otherwise fail at once, whatever
+        # the busy timeout, when another one wrote in between.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

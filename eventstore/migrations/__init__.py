@@ -1,0 +1,70 @@
+"""Brings a database to the schema of this version, by Alembic, one process at a time."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.runtime.environment import NameFilterParentNames, NameFilterType
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from eventstore.engine import build_engine
+from eventstore.schema import metadata
+
+#: Any number, the same in every process that migrates one database.
+_MIGRATION_LOCK = 0x1A6E58
+
+
+def upgrade(url: str) -> None:
+    """Apply the migrations that are missing; a second process waits and then finds nothing to do."""
+    engine = build_engine(url, name="ingest-migrate", pool_size=1, guarded=False)
+    try:
+        with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK}
+                )
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def pending_changes(url: str) -> list[str]:
+    """Return what differs between the database and this version; empty when nothing does."""
+    engine = build_engine(url, name="ingest-migrate", pool_size=1)
+    try:
+        with engine.connect() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"include_name": is_ours, "compare_type": True}
+            )
+            at, head = context.get_current_revision(), _head()
+            behind = [] if at == head else [f"schema is at revision {at}, not {head}"]
+            return behind + [str(change) for change in compare_metadata(context, metadata)]
+    finally:
+        engine.dispose()
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the schema is at the revision that this version was written for."""
+    return MigrationContext.configure(connection).get_current_revision() == _head()
+
+
+def is_ours(
+    name: str | None, kind: NameFilterType, _parents: NameFilterParentNames
+) -> bool:
+    """Leave the daily partitions, which come and go, out of comparisons."""
+    return kind != "table" or name in metadata.tables
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    return config
+
+
+def _head() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()

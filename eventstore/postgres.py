@@ -1,0 +1,153 @@
+"""The bulk statements in PostgreSQL's own words: COPY in, arrays for keyed look-ups.
+
+`sqlite.py` holds the same functions for the embedded mode. Arrays are written as literals where
+the values are UUIDs or numbers, because one long string binds faster than a list of 500.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from eventstore.values import EventKey, EventStatus, Finished, NewEvent, PendingEvent
+
+_COPY_COLUMNS = (
+    "user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,"
+    " idempotency_key, attributes, payload"
+)
+_COPY = "COPY events (" + _COPY_COLUMNS + ") FROM STDIN"
+_COPY_TABS = _COPY_COLUMNS.count(",")
+#: One read of the buffer per group: psycopg2 would otherwise hand it over in 8 KiB pieces.
+_COPY_PIECE = 1 << 20
+
+_INSERT_KEYS = """
+INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
+SELECT * FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::bytea[], %s::timestamptz[])
+ON CONFLICT DO NOTHING
+RETURNING user_id::text, key
+"""
+
+_CLAIM = """
+SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts, u.email
+FROM unnest(%s::uuid[], %s::uuid[]) AS k (user_id, id)
+JOIN events e ON e.user_id = k.user_id AND e.id = k.id
+JOIN users u ON u.id = k.user_id
+WHERE e.status = 1 AND e.attempts = 0 AND e.lease_token IS NULL
+FOR UPDATE OF e SKIP LOCKED
+"""
+
+_LEASE = """
+UPDATE events e
+SET attempts = e.attempts + 1, lease_token = %s,
+    next_attempt_at = statement_timestamp() + make_interval(secs => %s)
+FROM unnest(%s::uuid[], %s::uuid[]) AS k (user_id, id)
+JOIN users u ON u.id = k.user_id
+WHERE e.user_id = k.user_id AND e.id = k.id
+  AND e.status = 1 AND e.attempts = %s AND e.lease_token IS NULL
+RETURNING e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts, u.email
+"""
+
+_FINISH = """
+UPDATE events e
+SET status = r.status, properties = r.properties, processing_error = r.error,
+    processed_at = statement_timestamp(), lease_token = NULL
+FROM unnest(%s::uuid[], %s::uuid[], %s::smallint[], %s::jsonb[], %s::text[])
+  AS r (user_id, id, status, properties, error)
+WHERE e.user_id = r.user_id AND e.id = r.id
+  AND e.status = 1 AND e.lease_token IS NOT DISTINCT FROM %s
+"""
+
+_STATUSES = """
+SELECT e.user_id::text, e.id::text, e.status
+FROM unnest(%s::uuid[], %s::uuid[]) AS k (user_id, id)
+JOIN events e ON e.user_id = k.user_id AND e.id = k.id
+"""
+
+
+def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
+    """Write the rows with one COPY inside the connection's transaction."""
+    due = str(next_attempt)
+    lines = []
+    for row in rows:
+        occurred = received = str(row.received_at)
+        if row.occurred_at is not row.received_at:
+            occurred = str(row.occurred_at)
+        lines.append(
+            f"{row.user_id}\t{row.id}\t{received}\t{occurred}\t{due}\t{row.type}\t{row.source}"
+            f"\t{row.subject}\t{row.idempotency_key or chr(0)}\t{row.attributes or chr(0)}"
+            f"\t{row.payload}\n"
+        )
+    # A backslash is COPY's only escape that can occur here; NUL stood for SQL's NULL so far.
+    text = "".join(lines).replace("\\", "\\\\").replace("\0", "\\N")
+    if text.count("\t") != _COPY_TABS * len(rows) or text.count("\n") != len(rows):
+        # The edge lets no control character through; this keeps a row from ever forging another.
+        raise ValueError("control character in an event")
+    # SQLAlchemy's wrapper of the driver connection hands out plain psycopg2 cursors.
+    with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
+        cursor.copy_expert(_COPY, io.BytesIO(text.encode()), _COPY_PIECE)
+
+
+def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[str, str]]:
+    """Insert idempotency keys that are free and return those, as (user_id, key).
+
+    `rows` must be sorted by (user_id, key) and hold no key twice: two groups that insert the same
+    keys in another order would deadlock, even with DO NOTHING.
+    """
+    result = connection.exec_driver_sql(
+        _INSERT_KEYS,
+        (
+            _array(row.user_id for row in rows),
+            [row.idempotency_key for row in rows],
+            _array(row.id for row in rows),
+            [row.fingerprint for row in rows],
+            [row.received_at for row in rows],
+        ),
+    )
+    return {(row[0], row[1]) for row in result}
+
+
+def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
+    """Return the status of those events that exist."""
+    result = connection.exec_driver_sql(_STATUSES, _key_arrays(keys))
+    return {EventKey(row[0], row[1]): EventStatus(row[2]) for row in result}
+
+
+def claim(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
+    """Lock and return the rows that wait for their first delivery; others are skipped."""
+    return _pending(connection.exec_driver_sql(_CLAIM, _key_arrays(keys)))
+
+
+def lease(
+    connection: Connection, keys: Sequence[EventKey], *, attempts: int, token: str, seconds: float
+) -> list[PendingEvent]:
+    """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
+    arguments = (token, seconds, *_key_arrays(keys), attempts)
+    return _pending(connection.exec_driver_sql(_LEASE, arguments))
+
+
+def finish(connection: Connection, results: Sequence[Finished], token: str | None) -> int:
+    """Write final states to rows that are PENDING under this token; returns how many were."""
+    return connection.exec_driver_sql(
+        _FINISH,
+        (
+            *_key_arrays([result.key for result in results]),
+            _array(str(int(result.status)) for result in results),
+            [result.properties for result in results],
+            [result.error for result in results],
+            token,
+        ),
+    ).rowcount
+
+
+def _array(values: Iterable[str]) -> str:
+    return "{" + ",".join(values) + "}"
+
+
+def _key_arrays(keys: Sequence[EventKey]) -> tuple[str, str]:
+    return _array(key.user_id for key in keys), _array(key.id for key in keys)
+
+
+def _pending(result: Any) -> list[PendingEvent]:
+    return [PendingEvent(EventKey(row[0], row[1]), *row[2:]) for row in result]

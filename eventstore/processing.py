@@ -1,0 +1,138 @@
+"""The statements of a worker: claim, lease, finish, postpone, sweep.
+
+A PENDING row is in one of three places:
+
+- `attempts` 0 and no lease token: it waits for its first delivery; `claim` locks it.
+- no lease token: it waits for the sweeper, until `next_attempt_at`; `lease` takes it.
+- with a lease token: a recovery attempt holds it, until `next_attempt_at`.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, case, func, literal, null, select, text, tuple_, update
+
+from eventstore.bulk import bulk
+from eventstore.clock import in_seconds
+from eventstore.schema import events
+from eventstore.values import (
+    DueEvent,
+    EventKey,
+    EventStatus,
+    Finished,
+    PendingEvent,
+    Postponed,
+)
+
+#: Any number, the same in every process that sweeps one database.
+_SWEEP_LOCK = 0x1A6E57
+_UNFINISHED = "the last attempt did not finish: its worker died or ran out of time"
+
+
+def claim(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
+    """Lock and return the events that wait for their first delivery.
+
+    What another worker has locked, what is final, and what has been attempted before is left out.
+    """
+    found: list[PendingEvent] = bulk(connection).claim(connection, keys)
+    return found
+
+
+def lease(
+    connection: Connection, keys: Sequence[EventKey], *, attempts: int, token: str, seconds: float
+) -> list[PendingEvent]:
+    """Count an attempt and hold the events for `seconds`; commit before working on them.
+
+    Only events that still have `attempts` attempts and no lease are taken, so a message that
+    arrives twice takes nothing the second time.
+    """
+    found: list[PendingEvent] = bulk(connection).lease(
+        connection, keys, attempts=attempts, token=token, seconds=seconds
+    )
+    return found
+
+
+def finish(connection: Connection, results: Sequence[Finished], token: str | None = None) -> int:
+    """Write final states; returns how many rows were still ours to write.
+
+    `token` is that of the lease, None after `claim`.
+    """
+    written: int = bulk(connection).finish(connection, results, token) if results else 0
+    return written
+
+
+def postpone(
+    connection: Connection, failures: Sequence[Postponed], token: str | None = None
+) -> None:
+    """Note failed attempts and when the next one is due.
+
+    `lease` has counted its attempt already; after `claim`, with no token, it is counted here.
+    """
+    for failure in failures:
+        connection.execute(
+            update(events)
+            .where(
+                events.c.user_id == failure.key.user_id,
+                events.c.id == failure.key.id,
+                events.c.status == EventStatus.PENDING,
+                events.c.lease_token.is_not_distinct_from(token),
+            )
+            .values(
+                attempts=events.c.attempts + (0 if token else 1),
+                lease_token=None,
+                next_attempt_at=in_seconds(failure.delay),
+                processing_error=failure.error,
+            )
+        )
+
+
+def try_sweep_lock(connection: Connection) -> bool:
+    """Become the only sweeper until the end of this transaction, or return False."""
+    if connection.dialect.name == "sqlite":
+        return True
+    return bool(connection.execute(select(func.pg_try_advisory_xact_lock(_SWEEP_LOCK))).scalar())
+
+
+def take_due(
+    connection: Connection,
+    *,
+    limit: int,
+    again_after: float,
+    max_attempts: int,
+    first_deliveries: bool,
+) -> list[DueEvent]:
+    """Take PENDING rows whose time has passed, longest overdue first, to dispatch them again.
+
+    Leases that ran out end here. A row with no attempt left becomes FAILED and is not returned.
+    A row that is returned becomes due again after `again_after` seconds, should its message be
+    lost. Without `first_deliveries` rows that were never attempted are left alone.
+    """
+    due = (
+        select(events.c.user_id, events.c.id)
+        .where(events.c.status == text("1"), events.c.next_attempt_at <= in_seconds(0))
+        .order_by(events.c.next_attempt_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    if not first_deliveries:
+        due = due.where(events.c.attempts > 0)
+    exhausted = events.c.attempts >= max_attempts
+    rows = connection.execute(
+        update(events)
+        .where(tuple_(events.c.user_id, events.c.id).in_(due))
+        .values(
+            lease_token=None,
+            next_attempt_at=in_seconds(again_after),
+            status=case((exhausted, EventStatus.FAILED), else_=EventStatus.PENDING),
+            processed_at=case((exhausted, in_seconds(0)), else_=null()),
+            processing_error=case(
+                (exhausted, func.coalesce(events.c.processing_error, literal(_UNFINISHED))),
+                else_=events.c.processing_error,
+            ),
+        )
+        .returning(events.c.user_id, events.c.id, events.c.attempts, events.c.status)
+    ).all()
+    return [
+        DueEvent(EventKey(row.user_id, row.id), row.attempts)
+        for row in rows
+        if row.status == EventStatus.PENDING
+    ]

@@ -1,0 +1,139 @@
+"""Every setting of every process, read from the environment; knows no library but its own.
+
+Server, worker and migration are configured by one environment, so there is one class, in the
+lowest package that all of them share.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: RFC 7518 section 3.2: an HS256 key is at least as long as the hash, 256 bits.
+MIN_JWT_SECRET_BYTES = 32
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class SettingsError(Exception):
+    """A setting is missing or contradictory; the text is one line that says what to set."""
+
+
+class Settings(BaseSettings):
+    """The settings, each read from `INGEST_` plus its name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INGEST_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = Field(
+        None, description="`postgresql://user:password@host/name`, or `sqlite:///path`"
+    )
+    broker_url: SecretStr | None = Field(
+        None, description="`redis://`, `rediss://` or `amqp://`; a Redis of its own, `noeviction`"
+    )
+    data_dir: Path = Field(Path(".ingest"), description="where `dev` keeps database and secret")
+
+    listen: Text = Field("127.0.0.1:50051", description="address and port of the gRPC server")
+    processes: int = Field(1, ge=1, le=64, description="server processes sharing the port")
+    reflection: bool = Field(False, description="answer gRPC reflection, without a token")
+    tls_cert_file: Path | None = Field(None, description="PEM certificate chain; switches TLS on")
+    tls_key_file: Path | None = Field(None, description="PEM private key of the certificate")
+    tls_client_ca_file: Path | None = Field(
+        None, description="PEM authorities; clients must then show a certificate (mTLS)"
+    )
+    drain_seconds: float = Field(
+        20.0, ge=0, le=600, description="time that open calls get after SIGTERM"
+    )
+
+    jwt_algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"] = Field(
+        "HS256", description="the one accepted signature algorithm"
+    )
+    jwt_secret: SecretStr | None = Field(None, description="HS256 key, at least 32 bytes")
+    jwt_public_key_file: Path | None = Field(None, description="PEM public key, for RS256 and so on")
+    jwt_jwks_file: Path | None = Field(None, description="JWK Set file, in place of the PEM key")
+    jwt_jwks_url: Text | None = Field(None, description="JWK Set URL, in place of the PEM key")
+    jwt_issuer: Text = Field("ingest", description="required `iss` of a token")
+    jwt_audience: Text = Field("ingest", description="required `aud` of a token")
+    jwt_max_ttl_seconds: int = Field(
+        86_400, ge=60, description="longest accepted life of a token, `exp` minus `iat`"
+    )
+
+    group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")
+    group_bytes: int = Field(4 << 20, ge=1 << 10, description="most event bytes in one transaction")
+    waiting_rows: int = Field(
+        20_000, ge=1_000, description="most events waiting in the intake, then it refuses"
+    )
+    waiting_bytes: int = Field(
+        32 << 20, ge=4 << 20, description="most event bytes waiting in the intake"
+    )
+    stream_idle_seconds: float = Field(
+        30.0, gt=0, description="a stream that sends nothing for so long is ended"
+    )
+    stream_max_seconds: float = Field(
+        3_600.0, gt=0, description="a stream is answered after so long, complete or not"
+    )
+    read_threads: int = Field(4, ge=1, le=64, description="threads and connections for reading")
+
+    worker_processes: int = Field(1, ge=1, le=256, description="processes of `ingest-service worker`")
+    worker_threads: int = Field(4, ge=1, le=64, description="threads of each worker process")
+    worker_poll_ms: int = Field(
+        10, ge=1, le=1_000, description="longest pause between two looks at an idle queue"
+    )
+    chunk_rows: int = Field(500, ge=1, le=5_000, description="most event keys in one message")
+    sweep_seconds: float = Field(1.0, gt=0, le=60, description="pause between two sweeps")
+    dispatch_grace_seconds: float = Field(
+        5.0, gt=0, description="a PENDING event is swept when it is this old"
+    )
+    lease_seconds: float = Field(
+        15.0, ge=2, description="time a recovery attempt has before it counts as dead"
+    )
+    max_attempts: int = Field(5, ge=1, le=100, description="attempts before an event is FAILED")
+    partition_days_ahead: int = Field(7, ge=1, le=90, description="daily partitions made ahead")
+    retention_days: int = Field(
+        0, ge=0, description="events older than this are dropped; 0 keeps them"
+    )
+    idempotency_retention_days: int = Field(
+        30, ge=1, description="idempotency keys are remembered for so long"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level")
+
+    @classmethod
+    def load(cls, **overrides: object) -> Self:
+        """Read the environment; `overrides` win over it.
+
+        Raises SettingsError with one line that names the variable and what is allowed.
+        """
+        try:
+            return cls(**overrides)  # type: ignore[arg-type]  # pydantic validates them
+        except ValidationError as error:
+            problems = "; ".join(
+                f"set INGEST_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}"
+                if problem["loc"]
+                else problem["msg"].removeprefix("Value error, ")
+                for problem in error.errors(include_input=False, include_url=False)
+            )
+            raise SettingsError(problems) from None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE together")
+        if self.tls_client_ca_file and not self.tls_cert_file:
+            raise ValueError("INGEST_TLS_CLIENT_CA_FILE also needs INGEST_TLS_CERT_FILE")
+        if self.jwt_secret and len(self.jwt_secret.get_secret_value()) < MIN_JWT_SECRET_BYTES:
+            raise ValueError(f"set INGEST_JWT_SECRET to at least {MIN_JWT_SECRET_BYTES} bytes")
+        return self
+
+    def require_database_url(self) -> str:
+        """Return the database URL; raises SettingsError when it is not set."""
+        if self.database_url is None:
+            raise SettingsError("set INGEST_DATABASE_URL, such as postgresql://user@host/ingest")
+        return self.database_url.get_secret_value()
+
+    def require_broker_url(self) -> str:
+        """Return the broker URL; raises SettingsError when it is not set."""
+        if self.broker_url is None:
+            raise SettingsError("set INGEST_BROKER_URL, such as redis://host:6379/0")
+        return self.broker_url.get_secret_value()
