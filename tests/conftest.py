@@ -1,0 +1,79 @@
+"""Fixtures for every test: databases, brokers and processes, each one private and ended."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.kit.databases import close_database, fresh_database
+from tests.kit.processes import Processes
+from tests.kit.services import start_postgres, start_redis
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """Where a PostgreSQL is, as a user who may create databases: given, or one of our own."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    server = start_postgres()
+    yield server.url
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Where a Redis is, used by these tests alone: an unused database as given, or one of ours."""
+    if given := os.environ.get("TEST_REDIS_URL"):
+        with redis.Redis.from_url(given) as client:
+            assert client.dbsize() == 0, "TEST_REDIS_URL names a database that is in use"
+            yield given
+            client.flushdb()
+        return
+    server = start_redis()
+    yield server.url
+    server.remove()
+
+
+@pytest.fixture
+def broker_url(redis_url: str) -> str:
+    """Where a Redis is, emptied for this test."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    return redis_url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> Iterator[str]:
+    """Name of a database that was migrated once, to be copied for each test."""
+    from eventstore import migrations  # noqa: PLC0415 - tests of the kit alone go without it
+
+    with fresh_database(postgres_url) as url:
+        migrations.upgrade(url)
+        yield close_database(postgres_url, url)
+
+
+@pytest.fixture
+def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+    """Where a migrated, empty database is, for this test alone."""
+    with fresh_database(postgres_url, migrated_template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """Where a database without any table is, for this test alone."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Start real processes; all are ended after the test."""
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    started = Processes(folder)
+    yield started
+    started.close()
