@@ -16,6 +16,15 @@ _IDLE_IN_TRANSACTION_MS = 10_000
 #: Seconds that a caller waits for a pooled connection, and after which one is renewed.
 _POOL_TIMEOUT = 2
 _POOL_RECYCLE = 1_800
+#: For statements that look rows up by key (postgres.py). Of the day's new partition PostgreSQL has
+#: no statistics; it takes it for small and would read all of it, or compare each row with each
+#: key. What is left is the primary key, and a hash join with the new values.
+_KEYED_OPTIONS = (
+    "enable_seqscan=off",
+    "enable_bitmapscan=off",
+    "enable_nestloop=off",
+    "enable_mergejoin=off",
+)
 _SQLITE_BUSY_SECONDS = 5.0
 
 
@@ -39,8 +48,7 @@ def build_engine(
     """Build an engine whose connections carry all timeouts.
 
     `name` shows in pg_stat_activity. `keyed` is for connections whose every statement looks rows
-    up by key: hash and merge joins are off, or PostgreSQL would read whole partitions for the
-    500 rows of a group (it has no statistics of the day's new partition). `guarded` limits the
+    up by key; without it PostgreSQL reads whole partitions for the 500 rows of a group. `guarded` limits the
     time of a statement; migrations go without.
     """
     parsed = normalise_url(url)
@@ -61,7 +69,7 @@ def build_engine(
     if guarded:
         options += [f"statement_timeout={_STATEMENT_TIMEOUT_MS}", f"lock_timeout={_LOCK_TIMEOUT_MS}"]
     if keyed:
-        options += ["enable_hashjoin=off", "enable_mergejoin=off"]
+        options += _KEYED_OPTIONS
     return create_engine(
         parsed,
         pool_size=pool_size,

@@ -5,7 +5,7 @@ the values are UUIDs or numbers, because one long string binds faster than a lis
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -29,12 +29,16 @@ ON CONFLICT DO NOTHING
 RETURNING user_id::text, key
 """
 
+# The statements below drive the look-up by two lists, of users and of ids, and never by a join:
+# whatever PostgreSQL believes of the size of a partition, it can then only go through the primary
+# key, and opens no other partition than those of the ids. `status < 2` means PENDING: written
+# `= 1` it would make the sweeper's partial index eligible, which would be read from end to end.
 _CLAIM = """
-SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts, u.email
-FROM unnest(%s::uuid[], %s::uuid[]) AS k (user_id, id)
-JOIN events e ON e.user_id = k.user_id AND e.id = k.id
-JOIN users u ON u.id = k.user_id
-WHERE e.status = 1 AND e.attempts = 0 AND e.lease_token IS NULL
+SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
+       (SELECT u.email FROM users u WHERE u.id = e.user_id)
+FROM events e
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.status < 2 AND e.attempts = 0 AND e.lease_token IS NULL
 FOR UPDATE OF e SKIP LOCKED
 """
 
@@ -42,28 +46,36 @@ _LEASE = """
 UPDATE events e
 SET attempts = e.attempts + 1, lease_token = %s,
     next_attempt_at = statement_timestamp() + make_interval(secs => %s)
-FROM unnest(%s::uuid[], %s::uuid[]) AS k (user_id, id)
-JOIN users u ON u.id = k.user_id
-WHERE e.user_id = k.user_id AND e.id = k.id
-  AND e.status = 1 AND e.attempts = %s AND e.lease_token IS NULL
-RETURNING e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts, u.email
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.status < 2 AND e.attempts = %s AND e.lease_token IS NULL
+RETURNING e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
+          (SELECT u.email FROM users u WHERE u.id = e.user_id)
 """
 
 _FINISH = """
 UPDATE events e
 SET status = r.status, properties = r.properties, processing_error = r.error,
     processed_at = statement_timestamp(), lease_token = NULL
-FROM unnest(%s::uuid[], %s::uuid[], %s::smallint[], %s::jsonb[], %s::text[])
-  AS r (user_id, id, status, properties, error)
-WHERE e.user_id = r.user_id AND e.id = r.id
-  AND e.status = 1 AND e.lease_token IS NOT DISTINCT FROM %s
+FROM unnest(%s::uuid[], %s::smallint[], %s::jsonb[], %s::text[]) AS r (id, status, properties, error)
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[]) AND e.id = r.id
+  AND e.status < 2 AND e.lease_token IS NOT DISTINCT FROM %s
+"""
+
+_END_LEASES = """
+UPDATE events e
+SET lease_token = NULL, next_attempt_at = statement_timestamp() + make_interval(secs => %s)
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[]) AND e.status < 2
 """
 
 _STATUSES = """
 SELECT e.user_id::text, e.id::text, e.status
-FROM unnest(%s::uuid[], %s::uuid[]) AS k (user_id, id)
-JOIN events e ON e.user_id = k.user_id AND e.id = k.id
+FROM events e
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
 """
+
+#: The primary key is searched for each pair of a user and an id, of which most do not exist when
+#: the users are many; so a statement gets no more pairs than it can search in about 2 ms.
+_MOST_PAIRS = 4_096
 
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
@@ -110,44 +122,80 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[s
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
     """Return the status of those events that exist."""
-    result = connection.exec_driver_sql(_STATUSES, _key_arrays(keys))
-    return {EventKey(row[0], row[1]): EventStatus(row[2]) for row in result}
+    return {
+        EventKey(row[0], row[1]): EventStatus(row[2])
+        for users, ids in _lookups(keys)
+        for row in connection.exec_driver_sql(_STATUSES, (_array(users), _array(ids)))
+    }
 
 
 def claim(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
     """Lock and return the rows that wait for their first delivery; others are skipped."""
-    return _pending(connection.exec_driver_sql(_CLAIM, _key_arrays(keys)))
+    return [
+        _pending(row)
+        for users, ids in _lookups(keys)
+        for row in connection.exec_driver_sql(_CLAIM, (_array(users), _array(ids)))
+    ]
 
 
 def lease(
     connection: Connection, keys: Sequence[EventKey], *, attempts: int, token: str, seconds: float
 ) -> list[PendingEvent]:
     """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
-    arguments = (token, seconds, *_key_arrays(keys), attempts)
-    return _pending(connection.exec_driver_sql(_LEASE, arguments))
+    return [
+        _pending(row)
+        for users, ids in _lookups(keys)
+        for row in connection.exec_driver_sql(
+            _LEASE, (token, seconds, _array(users), _array(ids), attempts)
+        )
+    ]
 
 
 def finish(connection: Connection, results: Sequence[Finished], token: str | None) -> int:
     """Write final states to rows that are PENDING under this token; returns how many were."""
-    return connection.exec_driver_sql(
-        _FINISH,
-        (
-            *_key_arrays([result.key for result in results]),
-            _array(str(int(result.status)) for result in results),
-            [result.properties for result in results],
-            [result.error for result in results],
-            token,
-        ),
-    ).rowcount
+    by_id = {result.key.id: result for result in results}
+    written = 0
+    for users, ids in _lookups([result.key for result in results]):
+        part = [by_id[event_id] for event_id in ids]
+        id_array = _array(ids)
+        written += connection.exec_driver_sql(
+            _FINISH,
+            (
+                id_array,
+                _array(str(int(result.status)) for result in part),
+                [result.properties for result in part],
+                [result.error for result in part],
+                _array(users),
+                id_array,
+                token,
+            ),
+        ).rowcount
+    return written
+
+
+def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
+    """Take the rows from whoever held them, and leave them alone for `seconds`."""
+    for users, ids in _lookups(keys):
+        connection.exec_driver_sql(_END_LEASES, (seconds, _array(users), _array(ids)))
+
+
+def _lookups(keys: Sequence[EventKey]) -> Iterator[tuple[list[str], list[str]]]:
+    """Split keys into the users and ids of one statement each; mostly there is only one user."""
+    users: dict[str, None] = {}
+    ids: list[str] = []
+    for key in sorted(keys):
+        users[key.user_id] = None
+        ids.append(key.id)
+        if len(users) > 1 and len(users) * len(ids) >= _MOST_PAIRS:
+            yield list(users), ids
+            users, ids = {}, []
+    if ids:
+        yield list(users), ids
 
 
 def _array(values: Iterable[str]) -> str:
     return "{" + ",".join(values) + "}"
 
 
-def _key_arrays(keys: Sequence[EventKey]) -> tuple[str, str]:
-    return _array(key.user_id for key in keys), _array(key.id for key in keys)
-
-
-def _pending(result: Any) -> list[PendingEvent]:
-    return [PendingEvent(EventKey(row[0], row[1]), *row[2:]) for row in result]
+def _pending(row: Sequence[Any]) -> PendingEvent:
+    return PendingEvent(EventKey(row[0], row[1]), *row[2:])

@@ -9,7 +9,7 @@ A PENDING row is in one of three places:
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, case, func, literal, null, select, text, tuple_, update
+from sqlalchemy import Connection, func, literal, select, text, update
 
 from eventstore.bulk import bulk
 from eventstore.clock import in_seconds
@@ -107,7 +107,7 @@ def take_due(
     lost. Without `first_deliveries` rows that were never attempted are left alone.
     """
     due = (
-        select(events.c.user_id, events.c.id)
+        select(events.c.user_id, events.c.id, events.c.attempts)
         .where(events.c.status == text("1"), events.c.next_attempt_at <= in_seconds(0))
         .order_by(events.c.next_attempt_at)
         .limit(limit)
@@ -115,24 +115,21 @@ def take_due(
     )
     if not first_deliveries:
         due = due.where(events.c.attempts > 0)
-    exhausted = events.c.attempts >= max_attempts
-    rows = connection.execute(
-        update(events)
-        .where(tuple_(events.c.user_id, events.c.id).in_(due))
-        .values(
-            lease_token=None,
-            next_attempt_at=in_seconds(again_after),
-            status=case((exhausted, EventStatus.FAILED), else_=EventStatus.PENDING),
-            processed_at=case((exhausted, in_seconds(0)), else_=null()),
-            processing_error=case(
-                (exhausted, func.coalesce(events.c.processing_error, literal(_UNFINISHED))),
-                else_=events.c.processing_error,
-            ),
-        )
-        .returning(events.c.user_id, events.c.id, events.c.attempts, events.c.status)
-    ).all()
-    return [
-        DueEvent(EventKey(row.user_id, row.id), row.attempts)
-        for row in rows
-        if row.status == EventStatus.PENDING
+    taken = [
+        DueEvent(EventKey(row.user_id, row.id), row.attempts) for row in connection.execute(due)
     ]
+    exhausted = [event for event in taken if event.attempts >= max_attempts]
+    remaining = [event for event in taken if event.attempts < max_attempts]
+    bulk(connection).end_leases(connection, [event.key for event in remaining], again_after)
+    for event in exhausted:
+        connection.execute(
+            update(events)
+            .where(events.c.user_id == event.key.user_id, events.c.id == event.key.id)
+            .values(
+                status=EventStatus.FAILED,
+                lease_token=None,
+                processed_at=in_seconds(0),
+                processing_error=func.coalesce(events.c.processing_error, literal(_UNFINISHED)),
+            )
+        )
+    return remaining

@@ -159,6 +159,16 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
     ).rowcount
 
 
+def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
+    """Take the rows from whoever held them, and leave them alone for `seconds`."""
+    if keys:
+        connection.execute(
+            update(events)
+            .where(_named(keys), events.c.status == EventStatus.PENDING)
+            .values(lease_token=None, next_attempt_at=in_seconds(seconds))
+        )
+
+
 def _named(keys: Sequence[EventKey]) -> object:
     return tuple_(events.c.user_id, events.c.id).in_([tuple(key) for key in keys])
 
