@@ -1,17 +1,16 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 
-SOURCES := ingest_service worker eventstore clients/python/ingest tests $(wildcard benchmarks examples)
+SOURCES := ingest_service worker eventstore clients/python/ingest tests scripts $(wildcard benchmarks examples)
 BIN := .venv/bin
 
-# A target without a file of its name; everything here is one.
-.PHONY: help run install-dev services test check lint types imports proto generated requirements audit deploy \
+.PHONY: help run install-dev test check lint types imports proto generated requirements audit deploy \
 	generate lock format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## install what is needed and start the embedded service (INGEST_LISTEN, INGEST_DATA_DIR)
+run: ## install and start the embedded service (INGEST_LISTEN, INGEST_DATA_DIR)
 	@scripts/venv --local .venv build run
 	@exec $(BIN)/ingest-service dev
 
@@ -20,10 +19,11 @@ install-dev: ## make or refresh .venv with everything for development
 
 test: install-dev ## run every test against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
 	@scripts/test-services
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(LEAVE_FAULTS) $(PYTEST_ARGS)
 
 ifneq ($(wildcard tests/faults),)
 .PHONY: test-faults
+LEAVE_FAULTS := --ignore=tests/faults
 test-faults: install-dev ## kill, stop and cut things while events are coming in
 	@scripts/test-services
 	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
@@ -55,10 +55,10 @@ generated: ## the committed stubs are what proto/ generates
 	scripts/check-generated
 
 requirements: install-dev ## the pins keep the floors of pyproject.toml and name no host
-	$(BIN)/python scripts/check-requirements
+	$(BIN)/python scripts/check_requirements.py
 
 audit: install-dev ## known advisories against the pinned requirements
-	$(BIN)/python scripts/audit
+	$(BIN)/python scripts/audit.py
 
 deploy: install-dev ## Dockerfile and docker-compose.yml
 	$(BIN)/hadolint Dockerfile

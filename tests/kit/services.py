@@ -1,6 +1,6 @@
 """Private PostgreSQL and Redis instances: own port, own folder, own processes, all temporary.
 
-Run as a program it prints the Debian packages that are missing here, for scripts/test-services.
+Run as a program it names the Debian packages that are missing here, for scripts/test-services.
 """
 
 import os
@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -295,15 +296,14 @@ def _descendants(pid: int) -> list[int]:
     return [pid for child in map(int, children) for pid in (child, *_descendants(child))]
 
 
-def _missing_packages() -> list[str]:
-    missing = []
+def main(arguments: list[str]) -> None:
+    """Print the packages that are missing or, with --explain, a line on each."""
     for package, find in {"postgresql": find_postgres, "redis-server": find_redis}.items():
         try:
             find()
-        except MissingServerError:
-            missing.append(package)
-    return missing
+        except MissingServerError as error:
+            print(error if "--explain" in arguments else package)  # noqa: T201
 
 
 if __name__ == "__main__":
-    print(*_missing_packages())  # noqa: T201
+    main(sys.argv[1:])
