@@ -7,6 +7,8 @@ The payloads are the first example of each type in the npm package @octokit/webh
     python make_github_webhooks.py octokit-webhooks-examples-7.6.1.tgz > github_webhooks.jsonl
 """
 
+# ruff: noqa: INP001  # a program, not a package
+
 import json
 import sys
 import tarfile

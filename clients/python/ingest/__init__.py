@@ -1,1 +1,1 @@
-"""Client for the ingestion service."""
+"""Client for the ingestion service: stubs in `ingest.v1`, `IngestClient` in `ingest.client`."""
