@@ -19,15 +19,7 @@ install-dev: ## make or refresh .venv with everything for development
 
 test: install-dev ## run every test against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
 	@scripts/test-services
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(LEAVE_FAULTS) $(PYTEST_ARGS)
-
-ifneq ($(wildcard tests/faults),)
-.PHONY: test-faults
-LEAVE_FAULTS := --ignore=tests/faults
-test-faults: install-dev ## kill, stop and cut things while events are coming in
-	@scripts/test-services
-	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
-endif
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
 check: lint types imports proto generated requirements audit deploy ## everything short of running the tests
 
