@@ -101,6 +101,15 @@ def test_a_fresh_database_is_dropped_even_while_in_use(postgres_url: str) -> Non
     leaked.close()
 
 
+@pytest.mark.parametrize("turn", [1, 2])
+def test_each_test_has_a_migrated_database_of_its_own(database_url: str, turn: int) -> None:
+    """What one test writes, the next does not see."""
+    assert _query(database_url, "SELECT count(*) FROM events") == 0
+    assert _query(database_url, "SELECT count(*) FROM pg_tables WHERE tablename = 'mark'") == 0
+
+    _query(database_url, f"CREATE TABLE mark AS SELECT {turn} AS turn")
+
+
 def test_persistent_redis_keeps_its_data_over_a_kill(persistent_redis: Redis) -> None:
     """With appendonly and appendfsync always nothing that was answered is lost."""
     with closing(redis.Redis.from_url(persistent_redis.url)) as client:
