@@ -166,7 +166,7 @@ class IngestClient:
             self._caller.pause(min(pause, left))
             pause = min(pause * _GROWTH, _LONGEST_PAUSE)
 
-    def list(  # noqa: PLR0913  # one argument for each filter of the RPC
+    def list(
         self,
         *,
         status: EventStatus.ValueType = EVENT_STATUS_UNSPECIFIED,

@@ -11,8 +11,6 @@ IngestError
  └─ StillPending           -                   a wait ended before the event was final
 """
 
-# ruff: noqa: N818  # each name says what is the case; "Error" would add nothing
-
 from collections.abc import Mapping, Sequence
 
 import grpc
@@ -30,7 +28,7 @@ class IngestError(Exception):
     #: The gRPC status code; errors found before anything was sent carry the server's code for it.
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
 
-    def __init__(  # noqa: PLR0913  # one argument for each part of a status
+    def __init__(
         self,
         message: str,
         *,

@@ -11,7 +11,7 @@ from ingest.errors import InvalidEvent
 from ingest.v1.event_pb2 import EventInput, FieldViolation
 
 
-def new_event(  # noqa: PLR0913  # one argument for each field of the message
+def new_event(
     event_type: str,
     payload: object = None,
     *,

@@ -4,7 +4,8 @@ The details of a status are google.rpc messages. They are read with googleapis-c
 it is nothing but those generated messages, needs only protobuf, and spares a copy of them here.
 """
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable
+from typing import cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -21,9 +22,6 @@ from ingest.errors import (
     Unavailable,
 )
 from ingest.v1.event_pb2 import FieldViolation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 #: The metadata key in which gRPC carries a google.rpc.Status.
 DETAILS_KEY = "grpc-status-details-bin"
@@ -74,7 +72,7 @@ def error_from_call(call: grpc.Call) -> IngestError:
     )
 
 
-def _unpack(call: grpc.Call, wanted: "Iterable[Message]") -> list[Message]:
+def _unpack(call: grpc.Call, wanted: Iterable[Message]) -> list[Message]:
     """Fill the wanted messages from the call's details and answer those that were found.
 
     Details that cannot be read are left out: the code alone still says enough.

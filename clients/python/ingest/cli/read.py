@@ -1,0 +1,108 @@
+"""`ingest get`, `list` and `counts`: what the service knows of the caller's events."""
+
+from datetime import datetime
+from itertools import islice
+
+import click
+
+from ingest.cli.connection import connect, connection_options
+from ingest.cli.output import event_json, print_table, status_name, to_json
+from ingest.retry import RetryPolicy
+from ingest.v1.event_pb2 import PAYLOAD_FORMAT_JSON, PAYLOAD_FORMAT_NONE, EventStatus
+
+#: A look-up is not repeated for long: somebody sits waiting for it.
+_IMPATIENT = RetryPolicy(patience=5.0)
+
+#: Events fetched at a time.
+_PAGE = 200
+
+
+def _moment(_ctx: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
+    """Read a time; one without a zone is refused."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        moment = datetime.min  # noqa: DTZ901  # has no zone
+    if moment.utcoffset() is None:
+        raise click.BadParameter("must be a time with a zone such as 2026-01-31T12:00:00Z")
+    return moment
+
+
+@click.command(short_help="Show one event.", epilog="\b\nExample:\n  ingest get --key order-4711")
+@click.argument("event_id", required=False)
+@click.option("--key", help="Look it up by its idempotency key instead.")
+@connection_options
+def get(event_id: str | None, key: str | None) -> None:
+    """Show the event EVENT_ID, or the one with an idempotency key, as JSON."""
+    if bool(event_id) == bool(key):
+        raise click.UsageError("give an EVENT_ID or --key")
+    with connect(_IMPATIENT) as client:
+        click.echo(event_json(client.get(event_id or "", idempotency_key=key or "")))
+
+
+@click.command(
+    "list",
+    short_help="Show the newest events.",
+    epilog="\b\nExample:\n  ingest list --status INVALID --after 2026-01-31T00:00:00Z --table",
+)
+@click.option(
+    "--status",
+    type=click.Choice(
+        [status_name(value) for value in EventStatus.values()][1:], case_sensitive=False
+    ),
+    help="Only events in this status.",
+)
+@click.option("--type", "event_type", default="", help="Only events of this type.")
+@click.option("--source", default="", help="Only events from this source.")
+@click.option(
+    "--after", callback=_moment, metavar="TIME", help="Only events received at this time or later."
+)
+@click.option(
+    "--before", callback=_moment, metavar="TIME", help="Only events received before this time."
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many to show."
+)
+@click.option("--all", "everything", is_flag=True, help="Show all of them.")
+@click.option("--table", is_flag=True, help="Draw a table for people, without payloads.")
+@connection_options
+def list_(
+    *,
+    status: str | None,
+    event_type: str,
+    source: str,
+    after: datetime | None,
+    before: datetime | None,
+    limit: int,
+    everything: bool,
+    table: bool,
+) -> None:
+    """Show the caller's own events, newest first, one JSON object a line."""
+    with connect(_IMPATIENT) as client:
+        events = client.list(
+            status=EventStatus.Value(f"EVENT_STATUS_{status or 'UNSPECIFIED'}"),
+            event_type=event_type,
+            source=source,
+            received_after=after,
+            received_before=before,
+            payload_format=PAYLOAD_FORMAT_NONE if table else PAYLOAD_FORMAT_JSON,
+            page_size=_PAGE if everything else min(limit, _PAGE),
+        )
+        wanted = events if everything else islice(events, limit)
+        if table:
+            print_table(wanted)
+            return
+        for event in wanted:
+            click.echo(event_json(event))
+
+
+@click.command(short_help="Count the events by status.", epilog="\b\nExample:\n  ingest counts")
+@connection_options
+def counts() -> None:
+    """Count the caller's own events by status; "truncated" says that there are more final ones."""
+    with connect(_IMPATIENT) as client:
+        answer = client.counts()
+    values: dict[str, object] = {status_name(entry.status): entry.count for entry in answer.counts}
+    click.echo(to_json({**values, "truncated": answer.truncated}))
