@@ -1,0 +1,1 @@
+"""The server: gRPC in, rows out; the composition root is `ingest_service.app`."""

@@ -1,0 +1,259 @@
+"""Verifies tokens with PyJWT; knows no gRPC. Algorithm and key come from settings alone."""
+
+import json
+import re
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, Protocol
+
+import jwt
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt.utils import base64url_decode
+
+from eventstore.settings import Settings, SettingsError
+from eventstore.values import User
+from ingest_service.errors import TokenExpired, TokenMissing, Unauthenticated
+from ingest_service.principal import Principal
+
+#: Seconds that clocks may differ.
+LEEWAY = 10
+#: Characters of an authorization value.
+MAX_TOKEN = 4_096
+#: Seconds for which a verified token is not verified again; never beyond its `exp`.
+_CACHE_SECONDS = 60.0
+_CACHE_SIZE = 10_000
+_REQUIRED = ["exp", "iat", "sub", "aud", "iss"]
+#: Header parameters by which a token would choose its own key or rules (RFC 8725, section 3.10).
+_FORBIDDEN_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc"})
+_TYPES = frozenset({"JWT", "AT+JWT"})
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
+_EMAIL = re.compile(r"[^\x00-\x20\x7f-\x9f\ud800-\udfff]{1,320}")
+#: Namespace of user ids; changing it would make everybody somebody else.
+_USER_NAMESPACE = uuid.UUID("5f0c9b6e-2a57-4f0e-9d5b-6c1f1f9f5d11")
+
+
+class KeySource(Protocol):
+    """Where the verification key of a token comes from."""
+
+    def key_for(self, kid: str | None) -> Any:
+        """Return the key, or None for an unknown id; never waits for a network."""
+
+
+class SingleKey:
+    """One key for every token: the HS256 secret or a public key."""
+
+    def __init__(self, key: Any) -> None:
+        """Take the key."""
+        self._key = key
+
+    def key_for(self, kid: str | None) -> Any:
+        """Return the key, whatever id the token names."""
+        return self._key
+
+
+class JwkSet:
+    """The keys of a JWK Set (RFC 7517) that fit the algorithm; may be replaced while in use."""
+
+    def __init__(self, algorithm: str) -> None:
+        """Start without keys, which refuses every token."""
+        self._algorithm = algorithm
+        self._keys: dict[str | None, Any] = {}
+
+    def key_for(self, kid: str | None) -> Any:
+        """Return the key with this id; a token without one is verified when there is one key."""
+        if kid is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        return self._keys.get(kid)
+
+    def replace(self, text: str) -> None:
+        """Take the keys of a JSON text; raises ValueError and keeps the old ones if it has none."""
+        try:
+            entries = json.loads(text)["keys"]
+            keys = {
+                entry.get("kid"): jwt.PyJWK(entry, algorithm=self._algorithm).key
+                for entry in entries
+                if self._fits(entry)
+            }
+        except (jwt.PyJWTError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError("no JWK Set") from error
+        if not keys:
+            raise ValueError("no key for this algorithm")
+        self._keys = keys
+
+    def _fits(self, entry: dict[str, Any]) -> bool:
+        kinds = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
+        return (
+            entry.get("kty") == kinds.get(self._algorithm)
+            and entry.get("use", "sig") == "sig"
+            and "verify" in entry.get("key_ops", ["verify"])
+            and entry.get("alg", self._algorithm) == self._algorithm
+        )
+
+
+class TokenVerifier:
+    """Turns the authorization metadata of a call into a Principal."""
+
+    def __init__(self, settings: Settings, keys: KeySource) -> None:
+        """Take what a token must say, and where keys come from."""
+        self._settings = settings
+        self._keys = keys
+        self._cache: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+
+    def authenticate(self, values: Sequence[str | bytes]) -> Principal:
+        """Verify the call's only authorization value.
+
+        Raises TokenMissing, TokenExpired or Unauthenticated; the cause is for the log.
+        """
+        if not values:
+            raise TokenMissing("no authorization metadata")
+        value = values[0]
+        if len(values) > 1 or not isinstance(value, str) or len(value) > MAX_TOKEN:
+            raise Unauthenticated("not one authorization value of at most 4096 characters")
+        now = time.time()
+        cached = self._cache.get(value)
+        if cached is not None and now < cached[1]:
+            return cached[0]
+        scheme, _, token = value.partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise TokenMissing("no bearer token")
+        principal = self._verify(token)
+        self._cache[value] = (principal, min(principal.expires_at, now + _CACHE_SECONDS))
+        if len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return principal
+
+    def _verify(self, token: str) -> Principal:
+        try:
+            header = _strict_json(token.split(".")[0])
+            _check_header(header)
+            key = self._keys.key_for(header.get("kid"))
+            if key is None:
+                raise Unauthenticated("unknown kid")
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[self._settings.jwt_algorithm],
+                audience=self._settings.jwt_audience,
+                issuer=self._settings.jwt_issuer,
+                leeway=LEEWAY,
+                options={
+                    "require": _REQUIRED,
+                    "strict_aud": True,
+                    "enforce_minimum_key_length": True,
+                },
+            )
+            if _strict_json(token.split(".")[1]) != claims:
+                raise Unauthenticated("claims differ")
+            return self._principal(claims)
+        except Unauthenticated:
+            raise
+        except jwt.ExpiredSignatureError:
+            raise TokenExpired("expired") from None
+        except Exception as error:  # noqa: BLE001  # whatever a hostile token provokes
+            raise Unauthenticated(type(error).__name__) from None
+
+    def _principal(self, claims: dict[str, Any]) -> Principal:
+        subject, expires, issued = claims["sub"], claims["exp"], claims["iat"]
+        if type(expires) is not int or type(issued) is not int:
+            raise Unauthenticated("exp and iat must be integers")
+        if expires - issued > self._settings.jwt_max_ttl_seconds:
+            raise Unauthenticated("the token lives too long")
+        if not isinstance(subject, str) or not _PRINTABLE.fullmatch(subject):
+            raise Unauthenticated("sub must be 1 to 255 characters without control characters")
+        email = claims.get("email") or ""
+        if email and not (isinstance(email, str) and _EMAIL.fullmatch(email)):
+            raise Unauthenticated("email must be an address")
+        scope = claims.get("scope", "")
+        if not isinstance(scope, str):
+            raise Unauthenticated("scope must be a text")
+        issuer = self._settings.jwt_issuer
+        return Principal(
+            user=User(
+                id=str(uuid.uuid5(_USER_NAMESPACE, f"{issuer}\n{subject}")),
+                issuer=issuer,
+                subject=subject,
+                email=email,
+            ),
+            scopes=frozenset(scope.split()),
+            expires_at=float(expires + LEEWAY),
+        )
+
+
+def build_key_source(settings: Settings) -> KeySource:
+    """Return the configured keys; raises SettingsError when there are none or they do not fit."""
+    given = {
+        "INGEST_JWT_SECRET": settings.jwt_secret,
+        "INGEST_JWT_PUBLIC_KEY_FILE": settings.jwt_public_key_file,
+        "INGEST_JWT_JWKS_FILE": settings.jwt_jwks_file,
+        "INGEST_JWT_JWKS_URL": settings.jwt_jwks_url,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if settings.jwt_algorithm == "HS256":
+        if names != ["INGEST_JWT_SECRET"] or settings.jwt_secret is None:
+            raise SettingsError("HS256 needs INGEST_JWT_SECRET, and no other key setting")
+        return SingleKey(settings.jwt_secret.get_secret_value())
+    if len(names) != 1 or settings.jwt_secret is not None:
+        raise SettingsError(
+            f"{settings.jwt_algorithm} needs exactly one of INGEST_JWT_PUBLIC_KEY_FILE,"
+            " INGEST_JWT_JWKS_FILE and INGEST_JWT_JWKS_URL"
+        )
+    try:
+        if settings.jwt_public_key_file is not None:
+            return SingleKey(load_pem_public_key(settings.jwt_public_key_file.read_bytes()))
+        keys = JwkSet(settings.jwt_algorithm)
+        if settings.jwt_jwks_file is not None:
+            keys.replace(settings.jwt_jwks_file.read_text())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{names[0]} cannot be used: {type(error).__name__}") from None
+    return keys
+
+
+def issue_token(
+    settings: Settings, *, subject: str, email: str, scopes: Iterable[str], ttl_seconds: int
+) -> str:
+    """Sign a token with the HS256 secret; raises SettingsError when there is none."""
+    if settings.jwt_algorithm != "HS256" or settings.jwt_secret is None:
+        raise SettingsError("tokens are signed here only with HS256: set INGEST_JWT_SECRET")
+    now = int(time.time())
+    claims = {
+        "iss": settings.jwt_issuer,
+        "aud": settings.jwt_audience,
+        "sub": subject,
+        "email": email,
+        "scope": " ".join(scopes),
+        "iat": now,
+        "exp": now + ttl_seconds,
+    }
+    return jwt.encode(claims, settings.jwt_secret.get_secret_value(), algorithm="HS256")
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    if _FORBIDDEN_HEADERS & header.keys():
+        raise Unauthenticated("header parameter not allowed")
+    kind = header.get("typ", "JWT")
+    if not isinstance(kind, str) or kind.upper() not in _TYPES:
+        raise Unauthenticated("typ must be JWT or at+jwt")
+    kid = header.get("kid")
+    if kid is not None and not (isinstance(kid, str) and _PRINTABLE.fullmatch(kid)):
+        raise Unauthenticated("kid must be a text")
+
+
+def _strict_json(segment: str) -> dict[str, Any]:
+    """Decode one part of a token: UTF-8 only, an object only, and no name twice."""
+    text = base64url_decode(segment.encode("ascii")).decode("utf-8", "strict")
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+    if not isinstance(value, dict):
+        raise Unauthenticated("not a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise Unauthenticated("a name is repeated")
+    return dict(pairs)
+
+
+def _refuse(_constant: str) -> NoReturn:
+    raise Unauthenticated("not JSON")

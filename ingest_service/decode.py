@@ -1,0 +1,214 @@
+"""Wire events into NewEvents; every rule on what a field may hold is here."""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import orjson
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+from ingest.v1.event_pb2 import EventInput
+
+from eventstore.clock import DatabaseClock
+from eventstore.values import NewEvent, Submission, User
+from ingest_service import jsontext
+from ingest_service.errors import FieldInvalid, Violation
+from ingest_service.ids import EventIds
+from ingest_service.jsontext import JsonRefused
+
+#: Bytes of type, source, subject and idempotency_key.
+MAX_TEXT_BYTES = 255
+MAX_ATTRIBUTES = 64
+MAX_ATTRIBUTE_KEY_BYTES = 64
+MAX_ATTRIBUTE_BYTES = 1_024
+#: How far a producer's clock may be ahead.
+MAX_AHEAD = timedelta(hours=1)
+
+#: Up to here every integer is a double, and a double that is integral is an integer.
+_EXACT_DOUBLES = 1 << 53
+#: Bytes of a row beside its texts, roughly.
+_ROW_BYTES = 150
+M = TypeVar("M", bound=Message)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class EventDecoder:
+    """Translates events, and gives each its id and its time of receipt."""
+
+    def __init__(self, clock: DatabaseClock) -> None:
+        """Take the clock that time of receipt and ids come from."""
+        self._clock = clock
+        self._ids = EventIds()
+
+    def submission(
+        self, events: Sequence[EventInput], *, user: User, field: str, atomic: bool
+    ) -> Submission:
+        """Translate the events of one call, all of them.
+
+        `field` is the path of an event, with `{}` for its position. Raises FieldInvalid with
+        every violation of every event.
+        """
+        rows, refused = self.rows(events, user=user, field=field, first=0)
+        if refused:
+            raise FieldInvalid([violation for found in refused.values() for violation in found])
+        return Submission(user=user, events=rows, atomic=atomic, size=size_of(rows))
+
+    def rows(
+        self, events: Sequence[EventInput], *, user: User, field: str, first: int
+    ) -> tuple[list[NewEvent], dict[int, list[Violation]]]:
+        """Translate events whose positions start at `first`; the bad ones by position."""
+        now = self._clock.now()
+        unix_ms = int(now.timestamp() * 1000)
+        rows: list[NewEvent] = []
+        refused: dict[int, list[Violation]] = {}
+        for position, event in enumerate(events, first):
+            try:
+                rows.append(_decode(event, user.id, self._ids.next(unix_ms), now))
+            except FieldInvalid as error:
+                path = field.format(position)
+                refused[position] = [
+                    Violation(f"{path}.{violation.field}", violation.description)
+                    for violation in error.violations
+                ]
+        return rows, refused
+
+
+def size_of(rows: Sequence[NewEvent]) -> int:
+    """Return the bytes of some rows, roughly."""
+    return sum(_ROW_BYTES + len(row.payload) + len(row.attributes) for row in rows)
+
+
+def decode_time(timestamp: Timestamp) -> datetime:
+    """Return an aware datetime; raises ValueError outside the years 1 to 9999."""
+    try:
+        return timestamp.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("must be a time in the years 1 to 9999, nanos 0 to 999,999,999") from error
+
+
+def check_text(name: str, text: str, violations: list[Violation], *, required: bool) -> None:
+    """Note what is wrong with one of the short texts of an event."""
+    least = 1 if required else 0
+    if not least <= len(text.encode()) <= MAX_TEXT_BYTES or _CONTROL.search(text):
+        allowed = f"must be {least} to {MAX_TEXT_BYTES} bytes without control characters"
+        violations.append(Violation(name, allowed))
+
+
+def _decode(event: EventInput, user_id: str, event_id: str, now: datetime) -> NewEvent:
+    type_, source, subject, key = event.type, event.source, event.subject, event.idempotency_key
+    violations: list[Violation] = []
+    texts = type_ + source + subject + key
+    # The usual event passes this one test; the precise ones are for the others.
+    if not (type_ and len(texts) <= MAX_TEXT_BYTES and texts.isascii() and texts.isprintable()):
+        check_text("type", type_, violations, required=True)
+        check_text("source", source, violations, required=False)
+        check_text("subject", subject, violations, required=False)
+        check_text("idempotency_key", key, violations, required=False)
+    occurred_at = now
+    if event.HasField("occurred_at"):
+        occurred_at = _decode_occurred_at(event.occurred_at, now, violations)
+    value, payload = _decode_payload(event, violations)
+    attributes = _decode_attributes(event.attributes, violations) if event.attributes else ""
+    if violations:
+        raise FieldInvalid(violations)
+    fingerprint = b""
+    if key:
+        given = occurred_at.isoformat() if event.HasField("occurred_at") else None
+        content = [type_, source, subject, given, attributes, value]
+        fingerprint = hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
+    return NewEvent(
+        user_id, event_id, type_, source, subject, key, fingerprint, occurred_at, now,
+        attributes, payload,
+    )  # fmt: skip
+
+
+def _decode_occurred_at(
+    timestamp: Timestamp, now: datetime, violations: list[Violation]
+) -> datetime:
+    try:
+        occurred_at = decode_time(timestamp)
+    except ValueError as error:
+        violations.append(Violation("occurred_at", str(error)))
+        return now
+    if occurred_at > now + MAX_AHEAD:
+        violations.append(Violation("occurred_at", "must not be more than one hour ahead"))
+    return occurred_at
+
+
+def _decode_attributes(attributes: Mapping[str, str], violations: list[Violation]) -> str:
+    if len(attributes) > MAX_ATTRIBUTES:
+        violations.append(Violation("attributes", f"must have at most {MAX_ATTRIBUTES} entries"))
+    for key, value in attributes.items():
+        if not 1 <= len(key.encode()) <= MAX_ATTRIBUTE_KEY_BYTES or _CONTROL.search(key):
+            allowed = f"keys must be 1 to {MAX_ATTRIBUTE_KEY_BYTES} bytes, no control characters"
+            violations.append(Violation("attributes", allowed))
+        elif len(value.encode()) > MAX_ATTRIBUTE_BYTES or "\0" in value:
+            allowed = f"must be at most {MAX_ATTRIBUTE_BYTES} bytes without U+0000"
+            violations.append(Violation(f"attributes[{key}]", allowed))
+    return orjson.dumps(dict(attributes), option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any, str]:
+    """Return the payload as value and as compact JSON text."""
+    form = event.WhichOneof("body")
+    if form is None:
+        return None, "null"
+    try:
+        if form == "payload_json":
+            return jsontext.parse(event.payload_json)
+        value = _struct_value(event.payload, "", 1)
+        text = orjson.dumps(value).decode()
+        jsontext.check(value, text)
+    except JsonRefused as error:
+        violations.append(error.below(form))
+        return None, "null"
+    return value, text
+
+
+def _struct_value(struct: Struct, path: str, depth: int) -> dict[str, Any]:
+    """Return a Struct as a dict; by hand, because MessageToDict takes twice as long."""
+    if depth > jsontext.MAX_DEPTH:
+        raise JsonRefused("", f"must not be nested deeper than {jsontext.MAX_DEPTH} levels")
+    return {
+        key: _plain_value(value, f"{path}.{key}", depth) for key, value in struct.fields.items()
+    }
+
+
+def _plain_value(value: Value, path: str, depth: int) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        return value.string_value
+    if kind == "number_value":
+        number = value.number_value
+        if not math.isfinite(number):
+            raise JsonRefused(path, "must be a finite number")
+        return int(number) if number.is_integer() and abs(number) <= _EXACT_DOUBLES else number
+    if kind == "bool_value":
+        return value.bool_value
+    if kind == "null_value":
+        return None
+    if kind == "struct_value":
+        return _struct_value(value.struct_value, path, depth + 1)
+    if kind == "list_value":
+        return [
+            _plain_value(inner, f"{path}[{index}]", depth + 1)
+            for index, inner in enumerate(value.list_value.values)
+        ]
+    raise JsonRefused(path, "must have a kind")
+
+
+def parse_message(cls: type[M], wire: bytes) -> M:
+    """Parse a request; raises FieldInvalid for bytes that are none."""
+    message = cls()
+    try:
+        message.ParseFromString(wire)
+    except Exception as error:
+        # DecodeError, and RecursionError in the pure-Python implementation.
+        allowed = f"must be a {cls.DESCRIPTOR.full_name} in the protobuf wire format"
+        raise FieldInvalid([Violation("", allowed)]) from error
+    return message

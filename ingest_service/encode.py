@@ -1,0 +1,118 @@
+"""Stored events and receipts into wire messages."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from ingest.v1 import event_pb2
+
+from eventstore.values import Duplicate, EventStatus, NewEvent, StoredEvent, Verdict
+
+#: Levels that a Struct may have here: parsers stop at 100 nested messages, and each level of a
+#: Struct takes three.
+_STRUCT_DEPTH = 20
+#: Largest integer that a double, the only number of a Struct, holds exactly.
+_EXACT_DOUBLES = 1 << 53
+
+
+def encode_receipt(
+    event: NewEvent, verdict: Verdict | None, index: int
+) -> event_pb2.EventReceipt:
+    """Return the receipt of an event that is stored, now or (Duplicate) before."""
+    if isinstance(verdict, Duplicate):
+        return event_pb2.EventReceipt(
+            event_id=verdict.event_id,
+            duplicate=True,
+            received_at=_timestamp(verdict.received_at),
+            status=_status(verdict.status),
+            index=index,
+        )
+    return event_pb2.EventReceipt(
+        event_id=event.id,
+        received_at=_recent_timestamp(event.received_at),
+        status=event_pb2.EVENT_STATUS_PENDING,
+        index=index,
+    )
+
+
+def encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:
+    """Return an event in the form that the reader asked for."""
+    event = event_pb2.Event(
+        event_id=stored.key.id,
+        type=stored.type,
+        source=stored.source,
+        subject=stored.subject,
+        idempotency_key=stored.idempotency_key,
+        attributes=orjson.loads(stored.attributes) if stored.attributes else None,
+        occurred_at=_timestamp(stored.occurred_at),
+        received_at=_timestamp(stored.received_at),
+        status=_status(stored.status),
+        processed=stored.status is EventStatus.PROCESSED,
+        processed_at=_timestamp(stored.processed_at) if stored.processed_at else None,
+        processing_error=stored.processing_error or "",
+        attempts=stored.attempts,
+        user=event_pb2.User(
+            id=stored.key.user_id, subject=stored.user_subject, email=stored.user_email
+        ),
+    )
+    if stored.payload is not None:
+        _add_content(event, stored, payload_format)
+    return event
+
+
+def _add_content(event: event_pb2.Event, stored: StoredEvent, payload_format: int) -> None:
+    """Add payload and properties; `original` is composed here, the payload is stored once."""
+    payload = orjson.loads(stored.payload or "null")
+    as_json = payload_format == event_pb2.PAYLOAD_FORMAT_JSON
+    if as_json or not (payload is None or fits_struct(payload)):
+        event.payload_json = orjson.dumps(payload).decode()
+    elif payload is not None:
+        _fill(event.payload, payload)
+    if stored.properties is None:
+        return
+    properties = orjson.loads(stored.properties) | {"original": payload}
+    if as_json or not fits_struct(properties):
+        event.properties_json = orjson.dumps(properties).decode()
+    else:
+        _fill(event.properties, properties)
+
+
+def fits_struct(value: Any) -> bool:
+    """Whether a Struct holds a JSON value exactly: an object, not deep, with doubles only."""
+    if not isinstance(value, dict):
+        return False
+    level: list[Any] = [value]
+    for _ in range(_STRUCT_DEPTH + 1):
+        inner: list[Any] = []
+        for container in level:
+            inner.extend(container.values() if isinstance(container, dict) else container)
+        for found in inner:
+            if type(found) is int and abs(found) > _EXACT_DOUBLES:
+                return False
+        level = [found for found in inner if isinstance(found, dict | list)]
+        if not level:
+            return True
+    return False
+
+
+def _fill(struct: Struct, value: Mapping[str, Any]) -> None:
+    struct.SetInParent()
+    struct.update(value)
+
+
+def _status(status: EventStatus) -> event_pb2.EventStatus.ValueType:
+    return event_pb2.EventStatus.ValueType(int(status))
+
+
+def _timestamp(moment: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(moment)
+    return timestamp
+
+
+#: The events of one message share their time of receipt.
+_recent_timestamp = lru_cache(maxsize=64)(_timestamp)

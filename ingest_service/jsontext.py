@@ -1,0 +1,163 @@
+"""Decides which JSON texts can be stored and read back exactly; knows nothing of events.
+
+What is refused here, PostgreSQL would refuse late (U+0000), keep and never give back (nesting),
+or change (numbers beyond a double, repeated keys). Everything else is the worker's to judge.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from ingest_service.errors import Violation
+
+#: Levels of objects and arrays.
+MAX_DEPTH = 64
+#: Signed or unsigned.
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+_INT_DIGITS = 20
+#: How many times its size a text may take when its numbers are written out, as JSONB does.
+_MAX_EXPANSION = 4
+#: Digits of the longest double.
+_LONGEST_EXPANSION = 309
+
+#: A number that may not fit: 19 digits, or an exponent of three. It starts with a digit, for which
+#: the engine can scan fast, and only then looks at what stands before it.
+_RISKY_NUMBER = re.compile(
+    r"[0-9](?:(?<=[\s:,\[-].)|(?<=\A.))(?:[0-9]{18}|[0-9.]*[eE][+-]?[0-9]{3})"
+)
+#: An escaped colon would upset the count of colons in `_keys_repeat`.
+_ESCAPED_COLON = re.compile(r"\\u003[aA]")
+
+_NOT_JSON = "must be JSON text (RFC 8259) without NaN, Infinity and lone surrogates"
+_TOO_DEEP = f"must not be nested deeper than {MAX_DEPTH} levels"
+_NUL = "must not contain U+0000"
+_BAD_NUMBER = "must be a 64-bit integer or a finite double"
+_REPEATED = "must not repeat a key"
+_EXPANDS = "holds too many numbers with large exponents"
+
+
+class JsonRefused(ValueError):
+    """A JSON text or value cannot be stored; carries the violation, its path below `field`."""
+
+    def __init__(self, path: str, description: str) -> None:
+        """Take the path of the value and what is allowed."""
+        super().__init__(description)
+        self.path = path
+        self.description = description
+
+    def below(self, field: str) -> Violation:
+        """Return the violation with its full path."""
+        return Violation(field + self.path, self.description)
+
+
+class _Bad:
+    """Stands in a parsed text for a value that is not allowed."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+
+def parse(text: str) -> tuple[Any, str]:
+    """Return the value of a JSON text and its compact form, or raise JsonRefused."""
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        raise JsonRefused("", _TOO_DEEP if _nests_too_deep(text) else _NOT_JSON) from None
+    compact = orjson.dumps(value).decode()
+    check(value, compact)
+    # A text that comes out as it went in has lost nothing on the way.
+    if compact != text and (_keys_repeat(text, compact) or _RISKY_NUMBER.search(text)):
+        _examine(text)
+    return value, compact
+
+
+def check(value: Any, compact: str) -> None:
+    """Raise JsonRefused when a parsed value, with its compact text, cannot be stored."""
+    if compact.count("{") + compact.count("[") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
+        raise JsonRefused("", _TOO_DEEP)
+    if "\\u0000" in compact:
+        for path, found in _walk(value):
+            if (isinstance(found, str) and "\0" in found) or "\0" in path:
+                raise JsonRefused(path.replace("\0", "\\u0000"), _NUL)
+    exponents = compact.count("+") + compact.count("e-")
+    if exponents * _LONGEST_EXPANSION > (_MAX_EXPANSION - 1) * len(compact):
+        written_out = sum(_digits(found) for _, found in _walk(value) if type(found) is float)
+        if written_out > (_MAX_EXPANSION - 1) * len(compact) + 2 * _LONGEST_EXPANSION:
+            raise JsonRefused("", _EXPANDS)
+
+
+def _digits(number: float) -> int:
+    """Return how many digits JSONB writes for a double beyond those that JSON has."""
+    if number == 0:
+        return 0
+    exponent = math.floor(math.log10(abs(number)))
+    return abs(exponent) if abs(exponent) > 16 else 0  # noqa: PLR2004  # written out by both
+
+
+def _keys_repeat(text: str, compact: str) -> bool:
+    """Whether an object may have lost a key: a repeated key takes a colon with it."""
+    return text.count(":") != compact.count(":") or _ESCAPED_COLON.search(text) is not None
+
+
+def _examine(text: str) -> None:
+    """Parse again, slowly, and find the first value that would not come back as it was sent."""
+    value = json.loads(
+        text, parse_int=_parse_int, parse_float=_parse_float, object_pairs_hook=_parse_object
+    )
+    for path, found in _walk(value):
+        if isinstance(found, _Bad):
+            raise JsonRefused(path, found.description)
+
+
+def _parse_int(text: str) -> int | _Bad:
+    if len(text) <= _INT_DIGITS and _INT_MIN <= int(text) <= _INT_MAX:
+        return int(text)
+    return _Bad(_BAD_NUMBER)
+
+
+def _parse_float(text: str) -> float | _Bad:
+    number = float(text)
+    # A number that is not zero must not become zero.
+    lost = number == 0 and any(digit in "123456789" for digit in re.split("[eE]", text)[0])
+    return _Bad(_BAD_NUMBER) if lost or not math.isfinite(number) else number
+
+
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Bad:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _Bad(_REPEATED)
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _nests_too_deep(text: str) -> bool:
+    """Whether a text that could not be parsed opens more levels than are allowed, at its start."""
+    opening = text.lstrip(" \t\r\n[{")
+    return sum(map((text[: len(text) - len(opening)]).count, "[{")) > MAX_DEPTH
+
+
+def _walk(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value below and including `value` with its path, without recursion."""
+    waiting = [("", value)]
+    while waiting:
+        path, found = waiting.pop()
+        yield path, found
+        if isinstance(found, dict):
+            waiting += [(f"{path}.{key}", inner) for key, inner in found.items()]
+        elif isinstance(found, list):
+            waiting += [(f"{path}[{index}]", inner) for index, inner in enumerate(found)]

@@ -1,0 +1,35 @@
+"""Who is calling."""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from eventstore.values import User
+from ingest_service.errors import ScopeMissing, TokenExpired
+
+WRITE = "events:write"
+READ = "events:read"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """A caller whose token was verified."""
+
+    user: User
+    scopes: frozenset[str]
+    #: Seconds since 1970, leeway included.
+    expires_at: float
+
+    def require_scope(self, scope: str) -> None:
+        """Raise ScopeMissing unless the token carries the scope."""
+        if scope not in self.scopes:
+            raise ScopeMissing(scope)
+
+    def require_alive(self) -> None:
+        """Raise TokenExpired when the token ran out since it was verified."""
+        if time.time() >= self.expires_at:
+            raise TokenExpired("expired during the call")
+
+
+#: Set for the time of one call.
+current_principal: ContextVar[Principal] = ContextVar("current_principal")

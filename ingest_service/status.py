@@ -1,0 +1,79 @@
+"""The one table that turns exceptions into google.rpc.Status."""
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from ingest_service.errors import (
+    EventNotFound,
+    FieldInvalid,
+    IdempotencyConflict,
+    IngestError,
+    ScopeMissing,
+    Unauthenticated,
+    Unavailable,
+)
+
+#: ErrorInfo.domain of every error.
+DOMAIN = "ingest"
+
+#: Most field violations in one answer: details travel as metadata, whose size clients limit.
+_MOST_VIOLATIONS = 20
+
+_CODES: dict[type[IngestError], grpc.StatusCode] = {
+    FieldInvalid: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    ScopeMissing: grpc.StatusCode.PERMISSION_DENIED,
+    IdempotencyConflict: grpc.StatusCode.ALREADY_EXISTS,
+    EventNotFound: grpc.StatusCode.NOT_FOUND,
+    Unavailable: grpc.StatusCode.UNAVAILABLE,
+    IngestError: grpc.StatusCode.INTERNAL,
+}
+
+
+def to_status(error: IngestError) -> grpc.Status:
+    """Return the status, with ErrorInfo and what else belongs to its code (AIP-193)."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    ]
+    if isinstance(error, FieldInvalid):
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=violation.field, description=violation.description
+                    )
+                    for violation in error.violations[:_MOST_VIOLATIONS]
+                ]
+            )
+        )
+    if isinstance(error, Unavailable):
+        delay = Duration()
+        delay.FromMilliseconds(int(error.retry_after * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return _status(_code_of(error), error.text, details)
+
+
+def internal_status(request_id: str) -> grpc.Status:
+    """Return INTERNAL with an id that leads to the log line, and nothing else."""
+    info = error_details_pb2.ErrorInfo(
+        reason=IngestError.reason, domain=DOMAIN, metadata={"request_id": request_id}
+    )
+    text = f"internal error, request id {request_id}"
+    return _status(grpc.StatusCode.INTERNAL, text, [info])
+
+
+def _code_of(error: IngestError) -> grpc.StatusCode:
+    return next(_CODES[cls] for cls in type(error).__mro__ if cls in _CODES)
+
+
+def _status(code: grpc.StatusCode, text: str, details: list[Message]) -> grpc.Status:
+    packed = []
+    for detail in details:
+        packed.append(AnyMessage())
+        packed[-1].Pack(detail)
+    number: int = code.value[0]
+    return rpc_status.to_status(status_pb2.Status(code=number, message=text, details=packed))

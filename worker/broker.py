@@ -1,0 +1,116 @@
+"""Brokers: which one a URL means, with which timeouts, and how full a queue is."""
+
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Middleware, ShutdownNotifications, TimeLimit
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from eventstore.engine import build_engine
+from eventstore.logs import configure_logs
+from eventstore.settings import Settings, SettingsError
+
+#: First deliveries, and what the sweeper sends again: apart, so that one cannot starve the other.
+QUEUE = "ingest"
+RECOVERY_QUEUE = "ingest-recovery"
+
+#: Seconds that a producer waits for Redis; a consumer may wait longer, it has nothing else to do.
+_PRODUCER_TIMEOUT = 0.25
+_CONSUMER_TIMEOUT = 2.0
+#: Milliseconds without a sign of life after which a worker's messages go back to the queue.
+_HEARTBEAT_TIMEOUT_MS = 15_000
+#: Look for dead workers with every command: with Dramatiq's default that takes some ten minutes.
+_MAINTENANCE_CHANCE = 1_000_000
+#: Messages that a worker process holds ready.
+_PREFETCH = 16
+#: Milliseconds between two looks at a queue that is never used or never urgent.
+_CALM_POLL_MS = 500
+
+
+class PollingRedisBroker(RedisBroker):
+    """Dramatiq's Redis broker, which looks at the queue of first deliveries more often.
+
+    Dramatiq backs off up to a second when a queue is idle, and only an environment variable of the
+    process changes that, for all queues alike.
+    """
+
+    def __init__(self, *, poll_ms: int, **options: Any) -> None:
+        """Take the longest pause between two looks, and the options of RedisBroker."""
+        super().__init__(**options)
+        self._poll_ms = poll_ms
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:
+        """Consume a queue; only that of first deliveries is polled at `poll_ms`."""
+        if queue_name == QUEUE:
+            return super().consume(queue_name, max(prefetch, _PREFETCH), self._poll_ms)
+        return super().consume(queue_name, prefetch, max(timeout, _CALM_POLL_MS))
+
+
+def build_broker(
+    url: str, *, consumer: bool = False, poll_ms: int = 10, middleware: list[Middleware] | None = None
+) -> dramatiq.Broker:
+    """Build the broker for `redis://`, `rediss://`, `amqp://` or `stub://`; does not connect.
+
+    Nothing is retried by Dramatiq or by the Redis client: an error means "unknown", the row stays
+    PENDING, and the sweeper finds it. Raises SettingsError for another scheme.
+    """
+    # No Retries and no AgeLimit: retries live in the row, and waiting is no failure.
+    chain = [TimeLimit(), ShutdownNotifications(), *(middleware or [])]
+    scheme = url.partition("://")[0]
+    if scheme in {"redis", "rediss"}:
+        timeout = _CONSUMER_TIMEOUT if consumer else _PRODUCER_TIMEOUT
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+        )
+        return PollingRedisBroker(
+            poll_ms=poll_ms,
+            client=client,
+            middleware=chain,
+            heartbeat_timeout=_HEARTBEAT_TIMEOUT_MS,
+            maintenance_chance=_MAINTENANCE_CHANCE,
+        )
+    if scheme in {"amqp", "amqps"}:
+        try:
+            from dramatiq.brokers.rabbitmq import RabbitmqBroker  # noqa: PLC0415  # optional extra
+        except ImportError:
+            raise SettingsError("amqp:// needs the extra: ingest-service[rabbitmq]") from None
+        return RabbitmqBroker(url=url, middleware=chain, confirm_delivery=True)
+    if scheme == "stub":
+        return StubBroker(middleware=chain)
+    raise SettingsError("INGEST_BROKER_URL must start with redis://, rediss:// or amqp://")
+
+
+def waiting_messages(broker: dramatiq.Broker, queue: str) -> int:
+    """Return how many messages wait in a queue or are in a worker's hands."""
+    if isinstance(broker, RedisBroker):
+        return int(broker.do_qsize(queue))
+    if isinstance(broker, StubBroker):
+        return broker.queues[queue].qsize()
+    return int(broker.get_queue_message_counts(queue)[0])  # type: ignore[attr-defined]  # RabbitMQ
+
+
+def set_up() -> None:
+    """Make Dramatiq's global broker from the environment, with actors and sweeper."""
+    from worker.runtime import Runtime  # noqa: PLC0415  # runtime imports this module
+
+    settings = Settings.load()
+    configure_logs(settings.log_level)
+    engine = build_engine(
+        settings.require_database_url(),
+        name="ingest-worker",
+        pool_size=settings.worker_threads + 2,
+        keyed=True,
+    )
+    broker = build_broker(
+        settings.require_broker_url(), consumer=True, poll_ms=settings.worker_poll_ms
+    )
+    Runtime(settings, engine, broker).install()
+    dramatiq.set_broker(broker)

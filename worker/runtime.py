@@ -1,0 +1,130 @@
+"""What runs inside a worker process: two actors, the sweeper, and a watch over the parent."""
+
+import contextlib
+import os
+import re
+import signal
+import threading
+from typing import Any
+
+import dramatiq
+import structlog
+from dramatiq.middleware import Middleware
+from sqlalchemy import Engine
+
+from eventstore.errors import TransientStorageError
+from eventstore.settings import Settings
+from eventstore.values import EventKey
+from worker.broker import QUEUE, RECOVERY_QUEUE
+from worker.dispatch import PROCESS_ACTOR, RECOVER_ACTOR, Dispatcher
+from worker.pipeline import installed_enrichers
+from worker.processor import Processor
+from worker.sweeper import Sweeper
+
+log = structlog.get_logger()
+
+#: Milliseconds for one message; below the lease, so that a lease is never outlived knowingly.
+_TIME_LIMIT_MS = 10_000
+#: Most keys of a message that are looked at, whatever a stranger wrote into the queue.
+_MOST_KEYS = 10_000
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Runtime(Middleware):
+    """Actors and sweeper over one engine and one broker; starts and stops with the process."""
+
+    def __init__(self, settings: Settings, engine: Engine, broker: dramatiq.Broker) -> None:
+        """Build the parts; nothing connects and no thread starts yet."""
+        self._engine = engine
+        self._broker = broker
+        self._processor = Processor(
+            engine,
+            enrichers=installed_enrichers(),
+            max_attempts=settings.max_attempts,
+            lease_seconds=settings.lease_seconds,
+        )
+        self.dispatcher = Dispatcher(broker, chunk_rows=settings.chunk_rows)
+        self.sweeper = Sweeper(settings, engine, self.dispatcher, self._processor)
+        self._parent = 0
+
+    def install(self) -> None:
+        """Declare the actors on the broker, and have it start and stop the sweeper."""
+        for function, name, queue in (
+            (self._process_events, PROCESS_ACTOR, QUEUE),
+            (self._recover_events, RECOVER_ACTOR, RECOVERY_QUEUE),
+        ):
+            dramatiq.actor(
+                function,
+                actor_name=name,
+                queue_name=queue,
+                broker=self._broker,
+                time_limit=_TIME_LIMIT_MS,
+            )
+        self._broker.add_middleware(self)
+
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+        """Start what a worker process runs beside its actors."""
+        self._parent = os.getppid()
+        threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
+        self.sweeper.start()
+        log.info("worker_started")
+
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """Stop sweeping before the actors stop."""
+        self.sweeper.stop()
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def _process_events(self, keys: object) -> None:
+        """Actor: the first delivery of committed events."""
+        with self._until_swept():
+            self._processor.first_delivery(parse_keys(keys))
+
+    def _recover_events(self, keys: object, attempts: object) -> None:
+        """Actor: another attempt at events that the sweeper found."""
+        with self._until_swept():
+            if not isinstance(attempts, int):
+                raise ValueError("attempts must be a number")
+            self._processor.recover(parse_keys(keys), attempts=attempts)
+
+    @contextlib.contextmanager
+    def _until_swept(self) -> Any:
+        """Drop a message that cannot be worked on; its rows are PENDING and will be swept."""
+        try:
+            yield
+        except TransientStorageError as error:
+            log.warning("message_dropped", reason="storage", error=str(error))
+        except ValueError as error:
+            log.warning("message_dropped", reason=str(error))
+
+    def _watch_parent(self) -> None:
+        """End this process when its parent is gone: `kill -9` of the master leaves orphans."""
+        while os.getppid() == self._parent:
+            threading.Event().wait(1)
+        log.warning("orphaned")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def parse_keys(keys: object) -> list[EventKey]:
+    """Return the keys of a message, `{user_id: [event_id, ...]}`.
+
+    Whoever can write to the broker can send anything; raises ValueError for what is not of this
+    form. What the keys name is checked against the rows.
+    """
+    if not isinstance(keys, dict):
+        raise ValueError("keys must be an object")
+    parsed: list[EventKey] = []
+    for user_id, ids in keys.items():
+        if not isinstance(ids, list) or len(parsed) + len(ids) > _MOST_KEYS:
+            raise ValueError("keys must hold lists of at most 10,000 ids")
+        for event_id in ids:
+            if not (
+                isinstance(event_id, str)
+                and _UUID.fullmatch(event_id)
+                and _UUID.fullmatch(user_id)
+            ):
+                raise ValueError("keys must be UUIDs")
+            parsed.append(EventKey(user_id, event_id))
+    return parsed

@@ -1,0 +1,136 @@
+"""Finds what was committed and not processed in time, and keeps partitions and retention."""
+
+import threading
+import time
+
+import structlog
+from sqlalchemy import Engine
+
+from eventstore import processing, retention
+from eventstore.clock import DatabaseClock
+from eventstore.errors import StorageError, storage_errors
+from eventstore.settings import Settings
+from eventstore.values import DueEvent
+from worker.broker import QUEUE, RECOVERY_QUEUE
+from worker.dispatch import BrokerUnavailable, Dispatcher, by_attempts
+from worker.processor import Processor
+
+log = structlog.get_logger()
+
+#: Rows that one sweep takes.
+SWEEP_ROWS = 1_000
+#: Messages in the queue of first deliveries from which on the workers are behind, not the hints
+#: lost: rows that were never attempted are then left to their messages.
+_DEEP_QUEUE = 200
+#: Recovery messages beyond which no more are sent.
+_MOST_RECOVERIES = 50
+#: Seconds after which a message that the sweeper sent counts as lost.
+_AGAIN_AFTER = 15.0
+#: Seconds between two looks at partitions and retention.
+_HOUSEKEEPING_SECONDS = 60.0
+
+
+class Sweeper:
+    """Sweeps in a thread; across all processes one sweep takes rows at a time."""
+
+    def __init__(
+        self, settings: Settings, engine: Engine, dispatcher: Dispatcher, processor: Processor
+    ) -> None:
+        """Take collaborators; `start` starts the thread."""
+        self._settings = settings
+        self._engine = engine
+        self._dispatcher = dispatcher
+        self._processor = processor
+        self._clock = DatabaseClock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._kept_house_at = float("-inf")
+
+    def start(self) -> None:
+        """Start sweeping."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop after the sweep that is under way."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(self._settings.lease_seconds)
+
+    def sweep(self) -> int:
+        """Sweep once; returns how many rows were taken.
+
+        Raises StorageError when the database is away. When the broker is away, the rows are
+        processed here.
+        """
+        due, broker_up = self._take()
+        if not due:
+            return 0
+        log.info("event_redispatched", count=len(due), through_broker=broker_up)
+        if broker_up:
+            try:
+                self._dispatcher.recoveries(due)
+            except BrokerUnavailable as error:
+                log.warning("broker_unavailable", error=str(error))
+                broker_up = False
+        if not broker_up:
+            for attempts, keys in by_attempts(due):
+                self._processor.recover(keys, attempts=attempts)
+        return len(due)
+
+    def keep_house(self) -> None:
+        """Create the partitions ahead and apply retention; raises StorageError."""
+        settings = self._settings
+        with storage_errors(), self._engine.begin() as connection:
+            self._clock.synchronise(connection)
+            created = retention.ensure_partitions(
+                connection, days_ahead=settings.partition_days_ahead
+            )
+        now = self._clock.now()
+        dropped = 0
+        if settings.retention_days:
+            with storage_errors(), self._engine.begin() as connection:
+                dropped = retention.drop_old_events(connection, now=now, days=settings.retention_days)
+        with storage_errors(), self._engine.begin() as connection:
+            forgotten = retention.forget_old_keys(
+                connection, now=now, days=settings.idempotency_retention_days
+            )
+        if created or dropped or forgotten:
+            log.info("house_kept", partitions=created, dropped=dropped, keys_forgotten=forgotten)
+
+    def _take(self) -> tuple[list[DueEvent], bool]:
+        try:
+            deep = self._dispatcher.waiting(QUEUE) >= _DEEP_QUEUE
+            if self._dispatcher.waiting(RECOVERY_QUEUE) >= _MOST_RECOVERIES:
+                return [], True
+            broker_up = True
+        except BrokerUnavailable:
+            deep = broker_up = False
+        with storage_errors(), self._engine.begin() as connection:
+            if not processing.try_sweep_lock(connection):
+                return [], broker_up
+            due = processing.take_due(
+                connection,
+                limit=SWEEP_ROWS,
+                again_after=_AGAIN_AFTER,
+                max_attempts=self._settings.max_attempts,
+                first_deliveries=not deep,
+            )
+        return due, broker_up
+
+    def _run(self) -> None:
+        down = False
+        while not self._stopped.wait(self._settings.sweep_seconds):
+            try:
+                if time.monotonic() - self._kept_house_at > _HOUSEKEEPING_SECONDS:
+                    self.keep_house()
+                    self._kept_house_at = time.monotonic()
+                while self.sweep() == SWEEP_ROWS and not self._stopped.is_set():
+                    pass
+                down = False
+            except StorageError as error:
+                if not down:
+                    log.warning("sweep_failed", error=str(error))
+                down = True
+            except Exception:
+                # The thread must outlive whatever one sweep meets.
+                log.exception("sweep_failed")
