@@ -27,8 +27,13 @@ class Failure:
     violations: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     after: bool = False
+    #: Sent in place of the details when given.
+    garbage: bytes = b""
 
     def abort(self, context: grpc.ServicerContext) -> None:
+        if self.garbage:
+            context.set_trailing_metadata((("grpc-status-details-bin", self.garbage),))
+            context.abort(self.code, "a text")
         details: list[Message] = []
         if self.reason:
             details.append(

@@ -148,6 +148,7 @@ def test_wait_looks_once_when_the_time_is_up(service: FakeService, ingest: Inges
 
 
 def test_wait_refuses_what_is_no_receipt(ingest: Ingest) -> None:
+    assert ingest("wait", "-", stdin="\n").exit_code == 0
     result = ingest("wait", "-", stdin='{"line": 1}\n')
     assert result.exit_code == 2
     assert "line 1 of stdin is neither an id nor a receipt" in result.stderr

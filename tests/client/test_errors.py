@@ -67,6 +67,15 @@ def test_a_conflict_names_the_first_event(service: FakeService, client: IngestCl
     assert caught.value.event_id == "the-first"
 
 
+def test_details_that_cannot_be_read_leave_the_code(
+    service: FakeService, client: IngestClient
+) -> None:
+    service.failures += [Failure(code=grpc.StatusCode.NOT_FOUND, garbage=b"\xff\xff")]
+    with pytest.raises(errors.EventNotFound) as caught:
+        client.get("a")
+    assert caught.value.reason == ""
+
+
 def test_errors_can_cross_processes() -> None:
     error = errors.InvalidEvent(
         "no", reason="FIELD_INVALID", field_violations=[FieldViolation(field="type")]
