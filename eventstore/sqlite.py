@@ -5,8 +5,18 @@ SQLite lets one transaction write at a time (BEGIN IMMEDIATE), so nothing here n
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from eventstore.clock import in_seconds
 from eventstore.schema import events, idempotency_keys, users
@@ -169,12 +179,11 @@ def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float)
         )
 
 
-def _named(keys: Sequence[EventKey]) -> object:
+def _named(keys: Sequence[EventKey]) -> ColumnElement[bool]:
     return tuple_(events.c.user_id, events.c.id).in_([tuple(key) for key in keys])
 
 
-def _pending(connection: Connection, statement: object) -> list[PendingEvent]:
+def _pending(connection: Connection, statement: Select[Any]) -> list[PendingEvent]:
     return [
-        PendingEvent(EventKey(row[0], row[1]), *row[2:])
-        for row in connection.execute(statement)  # type: ignore[call-overload]
+        PendingEvent(EventKey(row[0], row[1]), *row[2:]) for row in connection.execute(statement)
     ]

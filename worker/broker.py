@@ -6,7 +6,7 @@ import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import Middleware, ShutdownNotifications, TimeLimit
+from dramatiq.middleware import ShutdownNotifications, TimeLimit
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -40,7 +40,7 @@ class PollingRedisBroker(RedisBroker):
 
     def __init__(self, *, poll_ms: int, **options: Any) -> None:
         """Take the longest pause between two looks, and the options of RedisBroker."""
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]  # Dramatiq's
         self._poll_ms = poll_ms
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:
@@ -50,16 +50,14 @@ class PollingRedisBroker(RedisBroker):
         return super().consume(queue_name, prefetch, max(timeout, _CALM_POLL_MS))
 
 
-def build_broker(
-    url: str, *, consumer: bool = False, poll_ms: int = 10, middleware: list[Middleware] | None = None
-) -> dramatiq.Broker:
+def build_broker(url: str, *, consumer: bool = False, poll_ms: int = 10) -> dramatiq.Broker:
     """Build the broker for `redis://`, `rediss://`, `amqp://` or `stub://`; does not connect.
 
     Nothing is retried by Dramatiq or by the Redis client: an error means "unknown", the row stays
     PENDING, and the sweeper finds it. Raises SettingsError for another scheme.
     """
     # No Retries and no AgeLimit: retries live in the row, and waiting is no failure.
-    chain = [TimeLimit(), ShutdownNotifications(), *(middleware or [])]
+    chain = [TimeLimit(), ShutdownNotifications()]
     scheme = url.partition("://")[0]
     if scheme in {"redis", "rediss"}:
         timeout = _CONSUMER_TIMEOUT if consumer else _PRODUCER_TIMEOUT
@@ -93,7 +91,7 @@ def waiting_messages(broker: dramatiq.Broker, queue: str) -> int:
     if isinstance(broker, RedisBroker):
         return int(broker.do_qsize(queue))
     if isinstance(broker, StubBroker):
-        return broker.queues[queue].qsize()
+        return int(broker.queues[queue].qsize())
     return int(broker.get_queue_message_counts(queue)[0])  # type: ignore[attr-defined]  # RabbitMQ
 
 

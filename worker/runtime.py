@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import dramatiq
@@ -49,17 +50,11 @@ class Runtime(Middleware):
 
     def install(self) -> None:
         """Declare the actors on the broker, and have it start and stop the sweeper."""
-        for function, name, queue in (
-            (self._process_events, PROCESS_ACTOR, QUEUE),
-            (self._recover_events, RECOVER_ACTOR, RECOVERY_QUEUE),
-        ):
-            dramatiq.actor(
-                function,
-                actor_name=name,
-                queue_name=queue,
-                broker=self._broker,
-                time_limit=_TIME_LIMIT_MS,
-            )
+        options: dict[str, Any] = {"broker": self._broker, "time_limit": _TIME_LIMIT_MS}
+        dramatiq.actor(actor_name=PROCESS_ACTOR, queue_name=QUEUE, **options)(self._process_events)
+        dramatiq.actor(actor_name=RECOVER_ACTOR, queue_name=RECOVERY_QUEUE, **options)(
+            self._recover_events
+        )
         self._broker.add_middleware(self)
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
@@ -90,7 +85,7 @@ class Runtime(Middleware):
             self._processor.recover(parse_keys(keys), attempts=attempts)
 
     @contextlib.contextmanager
-    def _until_swept(self) -> Any:
+    def _until_swept(self) -> Iterator[None]:
         """Drop a message that cannot be worked on; its rows are PENDING and will be swept."""
         try:
             yield

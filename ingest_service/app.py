@@ -1,0 +1,142 @@
+"""The composition root: builds the parts, wires them, and runs the server until it is told to end."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import dramatiq
+import structlog
+from sqlalchemy import Connection
+
+from eventstore import migrations
+from eventstore.clock import DatabaseClock
+from eventstore.engine import build_engine
+from eventstore.errors import storage_errors
+from eventstore.settings import Settings
+from ingest_service.auth import TokenVerifier, build_key_source
+from ingest_service.decode import EventDecoder
+from ingest_service.health import Health
+from ingest_service.intake import Intake
+from ingest_service.interceptors import Gate
+from ingest_service.reader import Reader
+from ingest_service.server import build_server
+from ingest_service.servicer import IngestServicer
+from worker.broker import build_broker
+from worker.dispatch import BackgroundDispatcher, Dispatcher
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+#: Connections of the intake's writer.
+_WRITERS = 1
+#: Seconds in which the dispatcher sends what waits at the end; the sweeper finds the rest.
+_DISPATCH_STOP_SECONDS = 2.0
+
+
+async def serve(
+    settings: Settings, *, reuse_port: bool = False, on_ready: Callable[[int], None]
+) -> None:
+    """Run the server against the configured database and broker, until SIGTERM or SIGINT.
+
+    `on_ready` gets the port, once calls are taken. Raises SettingsError for settings that cannot
+    work.
+    """
+    broker = build_broker(settings.require_broker_url())
+    async with _server(settings, settings.require_database_url(), broker, reuse_port) as port:
+        on_ready(port)
+        await _told_to_stop()
+
+
+async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
+    """Run server, worker and sweeper in this process, on SQLite in the data directory."""
+    url = f"sqlite:///{settings.data_dir.resolve() / 'ingest.db'}"
+    migrations.upgrade(url)
+    engine = build_engine(url, name="ingest-worker", pool_size=settings.worker_threads + 2)
+    broker = build_broker("stub://")
+    Runtime(settings, engine, broker).install()
+    # Dramatiq's command line does this for its processes; without it no time limit is kept.
+    broker.emit_after("process_boot")
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
+    worker.start()
+    try:
+        async with _server(settings, url, broker, reuse_port=False) as port:
+            on_ready(port)
+            await _told_to_stop()
+    finally:
+        await asyncio.to_thread(worker.stop)
+
+
+def sweep_once(settings: Settings) -> int:
+    """Sweep until nothing is due, keep house, and return how many events were taken."""
+    engine = build_engine(
+        settings.require_database_url(), name="ingest-sweep", pool_size=2, keyed=True
+    )
+    try:
+        runtime = Runtime(settings, engine, build_broker(settings.require_broker_url()))
+        with storage_errors():
+            runtime.sweeper.keep_house()
+            taken = total = runtime.sweeper.sweep()
+            while taken:
+                taken = runtime.sweeper.sweep()
+                total += taken
+        return total
+    finally:
+        engine.dispose()
+
+
+@asynccontextmanager
+async def _server(
+    settings: Settings, url: str, broker: dramatiq.Broker, reuse_port: bool
+) -> AsyncIterator[int]:
+    """Build and start everything in front of the worker, and drain it at the end."""
+    verifier = TokenVerifier(settings, build_key_source(settings))
+    clock = DatabaseClock()
+    writing = build_engine(url, name="ingest-intake", pool_size=_WRITERS, keyed=True)
+    reading = build_engine(url, name="ingest-reader", pool_size=settings.read_threads)
+    probing = build_engine(url, name="ingest-health", pool_size=1)
+    reader = Reader(reading, threads=settings.read_threads)
+    prober = Reader(probing, threads=1)
+    dispatcher = BackgroundDispatcher(Dispatcher(broker, chunk_rows=settings.chunk_rows))
+    intake = Intake(writing, settings, clock, dispatcher.dispatch)
+    servicer = IngestServicer(settings, intake, EventDecoder(clock), reader)
+    health = Health(lambda: prober.read(_schema_is_current))
+    gate = Gate(verifier, reflection=settings.reflection)
+    server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
+    dispatcher.start()
+    intake.start()
+    watching = asyncio.create_task(health.run())
+    await health.look()
+    await server.start()
+    log.info("server_started", listen=settings.listen, port=port, tls=bool(settings.tls_cert_file))
+    try:
+        yield port
+    finally:
+        # Not ready first, so that a balancer looks elsewhere; then no new calls, and the open
+        # ones end; then what they handed in is committed, answered and dispatched.
+        await health.stop()
+        await server.stop(settings.drain_seconds)
+        await intake.drain()
+        await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
+        watching.cancel()
+        for part in (reader, prober):
+            await asyncio.to_thread(part.close)
+        for engine in (writing, reading, probing):
+            engine.dispose()
+        log.info("server_stopped")
+
+
+async def _told_to_stop() -> None:
+    """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    log.info("draining")
+
+
+def _schema_is_current(connection: Connection) -> bool:
+    return migrations.is_current(connection)

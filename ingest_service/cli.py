@@ -1,0 +1,260 @@
+"""The command `ingest-service`: reads settings, builds a value, calls one function."""
+
+import asyncio
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from eventstore.logs import configure_logs
+from eventstore.settings import Settings, SettingsError
+
+#: Seconds, minutes, hours, days.
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DEV_TOKEN_HOURS = 24
+
+
+class _Commands(click.Group):
+    """Turns a SettingsError of any command into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(str(error), ctx) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ingest-service")
+def main() -> None:
+    """Event ingestion over gRPC. OK means committed.
+
+    Settings come from environment variables that start with INGEST_; the README lists them.
+    """
+
+
+@main.command()
+def dev() -> None:
+    """Run everything in one process, on SQLite: nothing else is needed.
+
+    \b
+    Example: INGEST_LISTEN=127.0.0.1:50051 INGEST_DATA_DIR=./data ingest-service dev
+    """
+    settings = Settings.load(reflection=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if settings.jwt_secret is None and settings.jwt_algorithm == "HS256":
+        settings = Settings.load(reflection=True, jwt_secret=_own_secret(settings.data_dir))
+    configure_logs(settings.log_level)
+    from ingest_service.app import serve_embedded
+
+    _run(lambda: serve_embedded(settings, on_ready=lambda port: _greet(settings, port)))
+
+
+@main.command()
+def serve() -> None:
+    """Run the gRPC server against PostgreSQL and the broker, until SIGTERM.
+
+    \b
+    Example: INGEST_DATABASE_URL=postgresql://ingest@db/ingest INGEST_BROKER_URL=redis://redis
+             INGEST_JWT_SECRET=... ingest-service serve
+    """
+    settings = Settings.load()
+    configure_logs(settings.log_level)
+    settings.require_database_url()
+    settings.require_broker_url()
+    if settings.processes > 1:
+        from ingest_service.supervisor import supervise
+
+        sys.exit(supervise(settings.processes, [sys.executable, "-m", "ingest_service", "serve"]))
+    from ingest_service.app import serve as run
+    from ingest_service.supervisor import is_supervised
+
+    _run(lambda: run(settings, reuse_port=is_supervised(), on_ready=lambda _port: None))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("dramatiq_options", nargs=-1, type=click.UNPROCESSED)
+def worker(dramatiq_options: tuple[str, ...]) -> None:
+    """Run the worker: Dramatiq's own command line, with the configured processes and threads.
+
+    \b
+    Example: ingest-service worker
+    """
+    settings = Settings.load()
+    settings.require_database_url()
+    settings.require_broker_url()
+    arguments = [
+        sys.executable, "-m", "dramatiq", "worker",
+        "--processes", str(settings.worker_processes),
+        "--threads", str(settings.worker_threads),
+        "--worker-shutdown-timeout", str(int(settings.drain_seconds * 1000)),
+        *dramatiq_options,
+    ]  # fmt: skip
+    # In this process's place, so that signals reach Dramatiq without anyone in between.
+    os.execv(sys.executable, arguments)  # noqa: S606  # no shell, and nothing of it is input
+
+
+@main.command()
+@click.option("--check", is_flag=True, help="Change nothing; fail when the schema is not current.")
+def migrate(check: bool) -> None:
+    """Bring the database to the schema of this version.
+
+    \b
+    Example: INGEST_DATABASE_URL=postgresql://owner@db/ingest ingest-service migrate
+    """
+    from eventstore import migrations
+
+    settings = Settings.load()
+    url = settings.require_database_url()
+    configure_logs(settings.log_level)
+    if not check:
+        migrations.upgrade(url)
+    changes = migrations.pending_changes(url)
+    for change in changes:
+        click.echo(change, err=True)
+    if changes:
+        sys.exit(1)
+    click.echo("schema is current", err=True)
+
+
+def _ttl(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    match = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", value)
+    if match is None:
+        raise click.BadParameter("must be a number and s, m, h or d, such as 90m")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+@main.command()
+@click.option("--subject", required=True, help="Who the token is for.")
+@click.option("--email", default="", help="Shown with the user's events.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    default=("events:write", "events:read"),
+    show_default=True,
+    help="May be given more than once.",
+)
+@click.option("--ttl", "ttl_seconds", default="1h", show_default=True, callback=_ttl)
+def token(subject: str, email: str, scopes: tuple[str, ...], ttl_seconds: int) -> None:
+    """Print a token, signed with INGEST_JWT_SECRET (or that of `dev` in the data directory).
+
+    \b
+    Example: ingest-service token --subject alice --email alice@example.org --ttl 8h
+    """
+    from ingest_service.auth import issue_token
+
+    settings = Settings.load()
+    if settings.jwt_secret is None and _secret_file(settings.data_dir).exists():
+        settings = Settings.load(jwt_secret=_own_secret(settings.data_dir))
+    if ttl_seconds > settings.jwt_max_ttl_seconds:
+        raise click.UsageError(
+            f"--ttl is at most {settings.jwt_max_ttl_seconds}s (INGEST_JWT_MAX_TTL_SECONDS)"
+        )
+    scopes = tuple(name for scope in scopes for name in scope.split())
+    click.echo(
+        issue_token(settings, subject=subject, email=email, scopes=scopes, ttl_seconds=ttl_seconds)
+    )
+
+
+@main.command()
+def sweep() -> None:
+    """Sweep once: process what was left over, create partitions, apply retention.
+
+    \b
+    Example: ingest-service sweep
+    """
+    from ingest_service.app import sweep_once
+
+    settings = Settings.load()
+    configure_logs(settings.log_level)
+    click.echo(sweep_once(settings))
+
+
+@main.command()
+@click.option("--service", default="", help="As in grpc.health.v1; empty means the whole server.")
+def health(service: str) -> None:
+    """Ask a running server how it is; exit code 0 when it is SERVING.
+
+    \b
+    Example: INGEST_LISTEN=127.0.0.1:50051 ingest-service health
+    """
+    settings = Settings.load()
+    address = settings.listen.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+    if settings.tls_cert_file is None:
+        channel = grpc.insecure_channel(address)
+    else:
+        # The probe runs beside the server: it trusts that very certificate and no other.
+        trusted = grpc.ssl_channel_credentials(settings.tls_cert_file.read_bytes())
+        channel = grpc.secure_channel(address, trusted)
+    with channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(  # type: ignore[attr-defined]  # the package's stubs lack it
+                health_pb2.HealthCheckRequest(service=service), timeout=3)
+        except grpc.RpcError as error:
+            click.echo(error.code().name, err=True)
+            sys.exit(1)
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    click.echo(name, err=True)
+    sys.exit(0 if name == "SERVING" else 1)
+
+
+def _run(start: Callable[[], object]) -> None:
+    """Run a coroutine on uvloop; grpc reads twice as many stream messages with it."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(start())  # type: ignore[arg-type]
+
+
+def _secret_file(data_dir: Path) -> Path:
+    return data_dir / "jwt_secret"
+
+
+def _own_secret(data_dir: Path) -> str:
+    """Return the secret in the data directory, made at the first start."""
+    file = _secret_file(data_dir)
+    try:
+        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as new:
+            new.write(secrets.token_urlsafe(48))
+    except FileExistsError:
+        pass
+    return file.read_text().strip()
+
+
+def _greet(settings: Settings, port: int) -> None:
+    """Print what a newcomer needs next: address, token, and a line to paste."""
+    from ingest_service.auth import issue_token
+
+    host = settings.listen.rpartition(":")[0].replace("0.0.0.0", "127.0.0.1") or "127.0.0.1"
+    address = f"{host}:{port}"
+    click.echo(f"\nListening on {address} (no TLS), data in {settings.data_dir.resolve()}\n")
+    if settings.jwt_secret is None:
+        return
+    bearer = issue_token(
+        settings,
+        subject="dev",
+        email="dev@example.org",
+        scopes=("events:write", "events:read"),
+        ttl_seconds=min(_DEV_TOKEN_HOURS * 3_600, settings.jwt_max_ttl_seconds),
+    )
+    event = '{"event": {"type": "page.viewed", "payload": {"page": " /home ", "duration": "3.5"}}}'
+    click.echo(f"export INGEST_TOKEN={bearer}\n")
+    click.echo(
+        f"grpcurl -plaintext -H \"authorization: Bearer {bearer}\" -d '{event}' {address}"
+        " ingest.v1.IngestService/SubmitEvent\n"
+    )
+    click.echo(
+        "buf curl --protocol grpc --http2-prior-knowledge"
+        f" -H \"authorization: Bearer {bearer}\" -d '{event}'"
+        f" http://{address}/ingest.v1.IngestService/SubmitEvent\n"
+    )
+    sys.stdout.flush()
+

@@ -1,0 +1,162 @@
+"""Stands in front of every call: who is calling, and what an error becomes on the wire."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from ingest.v1 import ingest_service_pb2
+
+from ingest_service.auth import TokenVerifier
+from ingest_service.decode import parse_message
+from ingest_service.errors import IngestError, Refused, Unauthenticated, Unavailable
+from ingest_service.principal import READ, WRITE, Principal, current_principal
+from ingest_service.status import internal_status, to_status
+
+log = structlog.get_logger()
+
+#: What each call needs; a call that is not named here is refused to everybody.
+SCOPES: Mapping[str, str] = {
+    "SubmitEvent": WRITE,
+    "BatchSubmitEvents": WRITE,
+    "StreamEvents": WRITE,
+    "GetEvent": READ,
+    "ListEvents": READ,
+    "GetEventCounts": READ,
+}
+HEALTH_SERVICE = "grpc.health.v1.Health"
+REFLECTION_SERVICES = frozenset(
+    {"grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection"}
+)
+#: Seconds of a deadline below which a unary call is not begun.
+_LEAST_REMAINING = 0.05
+
+_SERVICE = ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"]
+_REQUESTS: Mapping[str, type[Message]] = {
+    f"/{_SERVICE.full_name}/{method.name}": GetMessageClass(method.input_type)
+    for method in _SERVICE.methods
+}
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behaviour: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Authenticates, authorises, parses, calls, and turns exceptions into statuses.
+
+    One interceptor for all of it, because they need each other in this order: a token is checked
+    before any message is read, and what goes wrong anywhere becomes one of the table's statuses.
+    """
+
+    def __init__(self, verifier: TokenVerifier, *, reflection: bool) -> None:
+        """Take the verifier, and whether reflection is open to everybody."""
+        self._verifier = verifier
+        self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        """Return a handler that is bound to the caller, or one that refuses."""
+        handler = await continuation(handler_call_details)
+        _, service, name = handler_call_details.method.split("/", 2)
+        if handler is None or service in self._public:
+            return handler
+        try:
+            principal = self._verifier.authenticate(
+                [
+                    value
+                    for key, value in handler_call_details.invocation_metadata
+                    if key == "authorization"
+                ]
+            )
+            principal.require_scope(SCOPES.get(name, ""))
+        except IngestError as error:
+            if isinstance(error, Unauthenticated):
+                log.info("call_unauthenticated", reason=error.reason, cause=error.cause)
+            return _refusal(error)
+        return _bound(handler, principal, _REQUESTS[handler_call_details.method])
+
+
+def _bound(handler: Any, principal: Principal, request: type[Message]) -> Handler:
+    """Return the handler with the caller bound to it, taking bytes in place of messages."""
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(
+            partial(_call_stream, handler.stream_unary, principal, request),
+            response_serializer=handler.response_serializer,
+        )
+    return grpc.unary_unary_rpc_method_handler(
+        partial(_call_unary, handler.unary_unary, principal, request),
+        response_serializer=handler.response_serializer,
+    )
+
+
+async def _call_unary(
+    behaviour: Behaviour,
+    principal: Principal,
+    request: type[Message],
+    wire: bytes,
+    context: Context,
+) -> Any:
+    current_principal.set(principal)
+    # None without a deadline, whatever the type stub says.
+    remaining: float | None = context.time_remaining()
+    if remaining is not None and remaining < _LEAST_REMAINING:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
+    try:
+        return await behaviour(parse_message(request, wire), context)
+    except Exception as error:  # noqa: BLE001  # this is the one door
+        await _abort(context, error)
+
+
+async def _call_stream(
+    behaviour: Behaviour,
+    principal: Principal,
+    request: type[Message],
+    wires: AsyncIterator[bytes],
+    context: Context,
+) -> Any:
+    current_principal.set(principal)
+    try:
+        return await behaviour(_parsed(request, wires), context)
+    except Exception as error:  # noqa: BLE001  # this is the one door
+        await _abort(context, error)
+
+
+async def _parsed(request: type[Message], wires: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async for wire in wires:
+        yield parse_message(request, wire)
+
+
+async def _abort(context: Context, error: Exception) -> NoReturn:
+    """End the call with the status of an exception; one that nobody foresaw is INTERNAL."""
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+        raise error
+    if isinstance(error, Refused | Unavailable):
+        if isinstance(error, Unavailable):
+            log.info("call_refused", reason=error.reason)
+        await context.abort_with_status(to_status(error))
+    request_id = uuid.uuid4().hex
+    log.error("call_failed", request_id=request_id, exc_info=error)
+    await context.abort_with_status(internal_status(request_id))
+    raise AssertionError("abort returned")
+
+
+def _refusal(error: IngestError) -> Handler:
+    """Return a handler that ends the call before it reads anything.
+
+    On the wire a unary call is a stream of one message; as a stream it can be refused without
+    waiting for that message, which a hostile client never sends.
+    """
+
+    async def refuse(_requests: AsyncIterator[bytes], context: Context) -> Any:
+        await context.abort_with_status(to_status(error))
+
+    return grpc.stream_unary_rpc_method_handler(refuse)

@@ -1,0 +1,111 @@
+"""The gRPC server: options, credentials, services. Every limit is set here and none is a default."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from ingest.v1 import ingest_service_pb2_grpc
+
+from eventstore.settings import Settings, SettingsError
+from ingest_service.health import Health
+from ingest_service.interceptors import HEALTH_SERVICE, Gate
+from ingest_service.servicer import IngestServicer
+
+#: Bytes of one message; the largest event is one message of its own.
+MAX_MESSAGE_BYTES = 4 << 20
+#: Bytes of metadata; equal limits, because between two different ones gRPC refuses at random.
+MAX_METADATA_BYTES = 8_192
+#: Open calls on one connection.
+MAX_STREAMS = 100
+
+_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    # Without these two, one stream that nobody reads may hold some 10 MB in the server.
+    ("grpc.http2.lookahead_bytes", 65_536),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Clients are told to ping every 30 seconds; this must be less.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 300_000),
+)
+
+
+def build_server(
+    settings: Settings, servicer: IngestServicer, gate: Gate, health: Health, *, reuse_port: bool
+) -> tuple[grpc.aio.Server, int]:
+    """Return a server that is bound and not started, and its port.
+
+    Raises SettingsError when it cannot bind, or a TLS file cannot be used.
+    """
+    # Two servers on one port split its connections without a word, unless they mean to.
+    options = [*_OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
+    server = grpc.aio.server(interceptors=[gate], options=options)
+    ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    if settings.reflection:
+        names = ("ingest.v1.IngestService", HEALTH_SERVICE, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    try:
+        if settings.tls_cert_file is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            port = server.add_secure_port(settings.listen, _credentials(settings))
+    except RuntimeError:
+        raise SettingsError(f"cannot listen on {settings.listen}; set INGEST_LISTEN") from None
+    return server, port
+
+
+class _Certificates:
+    """The TLS files, read again when one of them changed; open connections are not touched."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.tls_cert_file is None or settings.tls_key_file is None:
+            raise SettingsError("set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE together")
+        self._cert, self._key = settings.tls_cert_file, settings.tls_key_file
+        self._client_ca = settings.tls_client_ca_file
+        self._stamps = self._read_stamps()
+
+    def load(self) -> grpc.ServerCertificateConfiguration:
+        """Read the files; raises OSError."""
+        return grpc.ssl_server_certificate_configuration(
+            [(self._key.read_bytes(), self._cert.read_bytes())],
+            root_certificates=self._client_ca.read_bytes() if self._client_ca else None,
+        )
+
+    def reload(self) -> Any:
+        """Return the files' new content, or None to go on as before; gRPC asks at each handshake."""
+        try:
+            stamps = self._read_stamps()
+            if stamps == self._stamps:
+                return None
+            configuration = self.load()
+        except OSError:
+            # Half-way through a replacement: the next handshake asks again.
+            return None
+        self._stamps = stamps
+        return configuration
+
+    def _read_stamps(self) -> list[int]:
+        files: list[Path | None] = [self._cert, self._key, self._client_ca]
+        return [file.stat().st_mtime_ns for file in files if file]
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    try:
+        certificates = _Certificates(settings)
+        return grpc.dynamic_ssl_server_credentials(
+            certificates.load(),
+            certificates.reload,
+            require_client_authentication=settings.tls_client_ca_file is not None,
+        )
+    except OSError as error:
+        raise SettingsError(f"TLS file cannot be read: {error.filename}") from None

@@ -1,0 +1,257 @@
+"""IngestService on the wire: translates, hands on, answers. No SQL, no tokens, no broker."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.timestamp_pb2 import Timestamp
+from ingest.v1 import event_pb2, ingest_service_pb2_grpc
+from ingest.v1 import ingest_service_pb2 as pb
+
+from eventstore import reading
+from eventstore.accept import Verdicts
+from eventstore.reading import NEWEST, Filters
+from eventstore.settings import Settings
+from eventstore.values import EventStatus, KeyConflict, NewEvent, NotStorable, Submission
+from ingest_service.decode import EventDecoder, check_text, decode_time
+from ingest_service.encode import encode_event, encode_receipt
+from ingest_service.errors import (
+    EventNotFound,
+    FieldInvalid,
+    IdempotencyConflict,
+    Violation,
+)
+from ingest_service.intake import Intake
+from ingest_service.pagetokens import make_page_token, read_page_token
+from ingest_service.principal import Principal, current_principal
+from ingest_service.reader import Reader
+from ingest_service.streaming import StreamIntake
+
+log = structlog.get_logger()
+
+MAX_BATCH = 1_000
+MAX_PAGE_SIZE = 1_000
+DEFAULT_PAGE_SIZE = 50
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
+    """Implements the stage-A calls; whoever calls is in `current_principal`."""
+
+    def __init__(
+        self, settings: Settings, intake: Intake, decoder: EventDecoder, reader: Reader
+    ) -> None:
+        """Take collaborators."""
+        self._settings = settings
+        self._intake = intake
+        self._decoder = decoder
+        self._reader = reader
+
+    async def SubmitEvent(  # noqa: N802  # the names of calls are those of the contract
+        self, request: pb.SubmitEventRequest, context: Context
+    ) -> pb.SubmitEventResponse:
+        """Store one event."""
+        if not request.HasField("event"):
+            raise FieldInvalid([Violation("event", "is required")])
+        submission = self._decoder.submission(
+            [request.event], user=_caller().user, field="event", atomic=True
+        )
+        receipts = await self._store(submission, "event")
+        return pb.SubmitEventResponse(receipt=receipts[0])
+
+    async def BatchSubmitEvents(  # noqa: N802
+        self, request: pb.BatchSubmitEventsRequest, context: Context
+    ) -> pb.BatchSubmitEventsResponse:
+        """Store all events or none."""
+        if not 1 <= len(request.events) <= MAX_BATCH:
+            raise FieldInvalid([Violation("events", f"must hold 1 to {MAX_BATCH} events")])
+        submission = self._decoder.submission(
+            request.events, user=_caller().user, field="events[{}]", atomic=True
+        )
+        receipts = await self._store(submission, "events[{}]")
+        return pb.BatchSubmitEventsResponse(receipts=receipts)
+
+    async def StreamEvents(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.StreamEventsRequest], context: Context
+    ) -> pb.StreamEventsResponse:
+        """Store the events of a stream as they come."""
+        principal = _caller()
+        stream = StreamIntake(self._intake, self._decoder, principal.user)
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._settings.stream_max_seconds
+        try:
+            async with asyncio.timeout(None) as idle:
+                idle.reschedule(loop.time() + self._settings.stream_idle_seconds)
+                async for message in request_iterator:
+                    principal.require_alive()
+                    stream.take(message)
+                    if stream.must_wait:
+                        # Not reading is what slows the client down (HTTP/2 flow control).
+                        idle.reschedule(None)
+                        while stream.must_wait:
+                            await stream.wait()
+                    now = loop.time()
+                    if now >= ends_at:
+                        break
+                    idle.reschedule(now + self._settings.stream_idle_seconds)
+        except TimeoutError:
+            await stream.finish()
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"no message for {self._settings.stream_idle_seconds:g} seconds",
+            )
+        summary = await stream.finish()
+        log.info(
+            "stream_accepted",
+            user_id=principal.user.id,
+            accepted=summary.accepted,
+            duplicates=summary.duplicates,
+            rejected=summary.rejected,
+        )
+        return summary
+
+    async def GetEvent(  # noqa: N802
+        self, request: pb.GetEventRequest, context: Context
+    ) -> pb.GetEventResponse:
+        """Answer one of the caller's events."""
+        user_id = _caller().user.id
+        lookup = request.WhichOneof("lookup")
+        if lookup is None:
+            raise FieldInvalid([Violation("lookup", "event_id or idempotency_key is required")])
+        payload_format = _payload_format(request.payload_format)
+        if lookup == "event_id":
+            if not _UUID.fullmatch(request.event_id):
+                raise FieldInvalid([Violation("event_id", "must be a UUID in canonical form")])
+            event_id: str | None = request.event_id.lower()
+        else:
+            violations: list[Violation] = []
+            check_text("idempotency_key", request.idempotency_key, violations, required=True)
+            if violations:
+                raise FieldInvalid(violations)
+            event_id = await self._reader.read(
+                reading.find_event_id, user_id, request.idempotency_key
+            )
+        if event_id is None:
+            raise EventNotFound
+        content = payload_format != event_pb2.PAYLOAD_FORMAT_NONE
+        stored = await self._reader.read(reading.get_event, user_id, event_id, content=content)
+        if stored is None:
+            raise EventNotFound
+        return pb.GetEventResponse(event=encode_event(stored, payload_format))
+
+    async def ListEvents(  # noqa: N802
+        self, request: pb.ListEventsRequest, context: Context
+    ) -> pb.ListEventsResponse:
+        """Answer a page of the caller's events."""
+        violations: list[Violation] = []
+        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+            violations.append(Violation("page_size", f"must be 0 to {MAX_PAGE_SIZE}"))
+        if request.status not in event_pb2.EventStatus.values():
+            violations.append(Violation("status", "must be a known EventStatus"))
+        check_text("type", request.type, violations, required=False)
+        check_text("source", request.source, violations, required=False)
+        after = _time(request, "received_after", violations)
+        before = _time(request, "received_before", violations)
+        if violations:
+            raise FieldInvalid(violations)
+        payload_format = _payload_format(request.payload_format)
+        filters = Filters(
+            status=EventStatus(request.status) if request.status else None,
+            type=request.type,
+            source=request.source,
+            received_after=after,
+            received_before=before,
+        )
+        cursor = read_page_token(request.page_token, filters) if request.page_token else NEWEST
+        page = await self._reader.read(
+            reading.list_events,
+            _caller().user.id,
+            filters,
+            limit=request.page_size or DEFAULT_PAGE_SIZE,
+            before=cursor,
+            content=payload_format != event_pb2.PAYLOAD_FORMAT_NONE,
+        )
+        return pb.ListEventsResponse(
+            events=[encode_event(stored, payload_format) for stored in page.events],
+            next_page_token=make_page_token(page.cursor, filters) if page.cursor else "",
+        )
+
+    async def GetEventCounts(  # noqa: N802
+        self, request: pb.GetEventCountsRequest, context: Context
+    ) -> pb.GetEventCountsResponse:
+        """Count the caller's events by status."""
+        violations: list[Violation] = []
+        filters = Filters(
+            received_after=_time(request, "received_after", violations),
+            received_before=_time(request, "received_before", violations),
+        )
+        if violations:
+            raise FieldInvalid(violations)
+        counts, truncated = await self._reader.read(
+            reading.count_events, _caller().user.id, filters
+        )
+        return pb.GetEventCountsResponse(
+            counts=[
+                pb.StatusCount(status=event_pb2.EventStatus.ValueType(int(status)), count=count)
+                for status, count in counts.items()
+            ],
+            truncated=truncated,
+        )
+
+    async def _store(self, submission: Submission, field: str) -> list[event_pb2.EventReceipt]:
+        """Store an atomic submission; raises what refuses it."""
+        verdicts = await self._intake.submit(submission)
+        _raise_refusals(verdicts, field)
+        _log_accepted(submission.events, verdicts)
+        return [
+            encode_receipt(event, verdicts.get(index), index)
+            for index, event in enumerate(submission.events)
+        ]
+
+
+def _caller() -> Principal:
+    return current_principal.get()
+
+
+def _raise_refusals(verdicts: Verdicts, field: str) -> None:
+    for index, verdict in verdicts.items():
+        if isinstance(verdict, KeyConflict):
+            raise IdempotencyConflict(verdict.event_id, index)
+        if isinstance(verdict, NotStorable):
+            raise FieldInvalid([Violation(field.format(index), verdict.reason)])
+
+
+def _log_accepted(events: Sequence[NewEvent], verdicts: Verdicts) -> None:
+    log.debug(
+        "event_accepted",
+        event_id=events[0].id,
+        count=len(events) - len(verdicts),
+        duplicates=len(verdicts),
+    )
+
+
+def _payload_format(value: int) -> int:
+    if value not in event_pb2.PayloadFormat.values():
+        raise FieldInvalid([Violation("payload_format", "must be a known PayloadFormat")])
+    return value
+
+
+def _time(
+    request: pb.ListEventsRequest | pb.GetEventCountsRequest,
+    field: str,
+    violations: list[Violation],
+) -> datetime | None:
+    if not request.HasField(field):  # type: ignore[arg-type]
+        return None
+    value: Timestamp = getattr(request, field)
+    try:
+        return decode_time(value)
+    except ValueError as error:
+        violations.append(Violation(field, str(error)))
+        return None

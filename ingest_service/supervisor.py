@@ -1,0 +1,52 @@
+"""Several server processes on one port: starts them before gRPC is touched, and restarts them."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+import structlog
+
+log = structlog.get_logger()
+
+#: Set for the processes that a supervisor started; they share the port (SO_REUSEPORT).
+_MARK = "INGEST_SUPERVISED"
+#: Seconds before a process that ended is started again.
+_RESTART_PAUSE = 1.0
+_POLL = 0.2
+
+
+def is_supervised() -> bool:
+    """Whether this process was started by `supervise`."""
+    return _MARK in os.environ
+
+
+def supervise(count: int, command: Sequence[str]) -> int:
+    """Run `count` processes until SIGTERM or SIGINT; returns the exit code.
+
+    A process that ends is started again. The processes are new ones and no forks: gRPC does not
+    survive a fork.
+    """
+    environment = {**os.environ, _MARK: "1", "INGEST_PROCESSES": "1"}
+    stopping = False
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    # The command is our own interpreter and module.
+    children = [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603
+    while not stopping:
+        time.sleep(_POLL)
+        for index, child in enumerate(children):
+            if child.poll() is not None and not stopping:
+                log.error("server_process_ended", pid=child.pid, code=child.returncode)
+                time.sleep(_RESTART_PAUSE)
+                children[index] = subprocess.Popen(command, env=environment)  # noqa: S603
+    for child in children:
+        child.terminate()
+    return max(abs(child.wait()) for child in children)
