@@ -116,9 +116,7 @@ def _settle_keys(
     return rows
 
 
-def _judge(
-    submission: Submission, holders: dict[Key, _Holder], found: Verdicts
-) -> list[NewEvent]:
+def _judge(submission: Submission, holders: dict[Key, _Holder], found: Verdicts) -> list[NewEvent]:
     """Return the events of one submission whose key is free; the others get a verdict."""
     new: list[NewEvent] = []
     mine: dict[Key, _Holder] = {}

@@ -48,8 +48,8 @@ def build_engine(
     """Build an engine whose connections carry all timeouts.
 
     `name` shows in pg_stat_activity. `keyed` is for connections whose every statement looks rows
-    up by key; without it PostgreSQL reads whole partitions for the 500 rows of a group. `guarded` limits the
-    time of a statement; migrations go without.
+    up by key; without it PostgreSQL reads whole partitions for the 500 rows of a group.
+    `guarded` limits the time of a statement; migrations go without.
     """
     parsed = normalise_url(url)
     # JSON passes through as text, in both directions: it is parsed once, at the edge.
@@ -67,7 +67,10 @@ def build_engine(
         f"idle_in_transaction_session_timeout={_IDLE_IN_TRANSACTION_MS}",
     ]
     if guarded:
-        options += [f"statement_timeout={_STATEMENT_TIMEOUT_MS}", f"lock_timeout={_LOCK_TIMEOUT_MS}"]
+        options += [
+            f"statement_timeout={_STATEMENT_TIMEOUT_MS}",
+            f"lock_timeout={_LOCK_TIMEOUT_MS}",
+        ]
     if keyed:
         options += _KEYED_OPTIONS
     return create_engine(

@@ -1,9 +1,9 @@
 """What can go wrong in the store, in two kinds, and the one door where driver errors become them.
 
-    StorageError
-    |-- TransientStorageError    the same work may succeed later
-    |   `-- ContentionError      a deadlock or serialisation failure: again at once
-    `-- PermanentStorageError    the content itself is refused
+StorageError
+|-- TransientStorageError    the same work may succeed later
+|   `-- ContentionError      a deadlock or serialisation failure: again at once
+`-- PermanentStorageError    the content itself is refused
 """
 
 import sqlite3

@@ -56,7 +56,8 @@ _FINISH = """
 UPDATE events e
 SET status = r.status, properties = r.properties, processing_error = r.error,
     processed_at = statement_timestamp(), lease_token = NULL
-FROM unnest(%s::uuid[], %s::smallint[], %s::jsonb[], %s::text[]) AS r (id, status, properties, error)
+FROM unnest(%s::uuid[], %s::smallint[], %s::jsonb[], %s::text[])
+  AS r (id, status, properties, error)
 WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[]) AND e.id = r.id
   AND e.status < 2 AND e.lease_token IS NOT DISTINCT FROM %s
 """

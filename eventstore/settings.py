@@ -37,7 +37,7 @@ class Settings(BaseSettings):
 
     listen: Text = Field("127.0.0.1:50051", description="address and port of the gRPC server")
     processes: int = Field(1, ge=1, le=64, description="server processes sharing the port")
-    reflection: bool = Field(False, description="answer gRPC reflection, without a token")
+    reflection: bool = Field(default=False, description="answer gRPC reflection, without a token")
     tls_cert_file: Path | None = Field(None, description="PEM certificate chain; switches TLS on")
     tls_key_file: Path | None = Field(None, description="PEM private key of the certificate")
     tls_client_ca_file: Path | None = Field(
@@ -51,7 +51,9 @@ class Settings(BaseSettings):
         "HS256", description="the one accepted signature algorithm"
     )
     jwt_secret: SecretStr | None = Field(None, description="HS256 key, at least 32 bytes")
-    jwt_public_key_file: Path | None = Field(None, description="PEM public key, for RS256 and so on")
+    jwt_public_key_file: Path | None = Field(
+        None, description="PEM public key, for RS256 and so on"
+    )
     jwt_jwks_file: Path | None = Field(None, description="JWK Set file, in place of the PEM key")
     jwt_jwks_url: Text | None = Field(None, description="JWK Set URL, in place of the PEM key")
     jwt_issuer: Text = Field("ingest", description="required `iss` of a token")
@@ -76,7 +78,9 @@ class Settings(BaseSettings):
     )
     read_threads: int = Field(4, ge=1, le=64, description="threads and connections for reading")
 
-    worker_processes: int = Field(1, ge=1, le=256, description="processes of `ingest-service worker`")
+    worker_processes: int = Field(
+        1, ge=1, le=256, description="processes of `ingest-service worker`"
+    )
     worker_threads: int = Field(4, ge=1, le=64, description="threads of each worker process")
     worker_poll_ms: int = Field(
         10, ge=1, le=1_000, description="longest pause between two looks at an idle queue"
@@ -97,7 +101,9 @@ class Settings(BaseSettings):
     idempotency_retention_days: int = Field(
         30, ge=1, description="idempotency keys are remembered for so long"
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least level"
+    )
 
     @classmethod
     def load(cls, **overrides: object) -> Self:

@@ -1,4 +1,4 @@
-"""The composition root: builds the parts, wires them, and runs the server until it is told to end."""
+"""The composition root: builds the parts, wires them, and runs until it is told to end."""
 
 import asyncio
 import signal
@@ -19,6 +19,7 @@ from ingest_service.decode import EventDecoder
 from ingest_service.health import Health
 from ingest_service.intake import Intake
 from ingest_service.interceptors import Gate
+from ingest_service.jwks import JwkSet
 from ingest_service.reader import Reader
 from ingest_service.server import build_server
 from ingest_service.servicer import IngestServicer
@@ -43,7 +44,9 @@ async def serve(
     work.
     """
     broker = build_broker(settings.require_broker_url())
-    async with _server(settings, settings.require_database_url(), broker, reuse_port) as port:
+    async with _server(
+        settings, settings.require_database_url(), broker, reuse_port=reuse_port
+    ) as port:
         on_ready(port)
         await _told_to_stop()
 
@@ -87,10 +90,10 @@ def sweep_once(settings: Settings) -> int:
 
 @asynccontextmanager
 async def _server(
-    settings: Settings, url: str, broker: dramatiq.Broker, reuse_port: bool
+    settings: Settings, url: str, broker: dramatiq.Broker, *, reuse_port: bool
 ) -> AsyncIterator[int]:
     """Build and start everything in front of the worker, and drain it at the end."""
-    verifier = TokenVerifier(settings, build_key_source(settings))
+    keys = build_key_source(settings)
     clock = DatabaseClock()
     writing = build_engine(url, name="ingest-intake", pool_size=_WRITERS, keyed=True)
     reading = build_engine(url, name="ingest-reader", pool_size=settings.read_threads)
@@ -101,11 +104,14 @@ async def _server(
     intake = Intake(writing, settings, clock, dispatcher.dispatch)
     servicer = IngestServicer(settings, intake, EventDecoder(clock), reader)
     health = Health(lambda: prober.read(_schema_is_current))
-    gate = Gate(verifier, reflection=settings.reflection)
+    gate = Gate(TokenVerifier(settings, keys), reflection=settings.reflection)
     server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
     dispatcher.start()
     intake.start()
-    watching = asyncio.create_task(health.run())
+    background = [asyncio.create_task(health.run())]
+    if isinstance(keys, JwkSet):
+        await keys.refresh()
+        background.append(asyncio.create_task(keys.keep_fresh()))
     await health.look()
     await server.start()
     log.info("server_started", listen=settings.listen, port=port, tls=bool(settings.tls_cert_file))
@@ -118,7 +124,8 @@ async def _server(
         await server.stop(settings.drain_seconds)
         await intake.drain()
         await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
-        watching.cancel()
+        for task in background:
+            task.cancel()
         for part in (reader, prober):
             await asyncio.to_thread(part.close)
         for engine in (writing, reading, probing):

@@ -15,6 +15,7 @@ from jwt.utils import base64url_decode
 from eventstore.settings import Settings, SettingsError
 from eventstore.values import User
 from ingest_service.errors import TokenExpired, TokenMissing, Unauthenticated
+from ingest_service.jwks import JwkSet, JwksFile, JwksUrl
 from ingest_service.principal import Principal
 
 #: Seconds that clocks may differ.
@@ -53,45 +54,6 @@ class SingleKey:
         return self._key
 
 
-class JwkSet:
-    """The keys of a JWK Set (RFC 7517) that fit the algorithm; may be replaced while in use."""
-
-    def __init__(self, algorithm: str) -> None:
-        """Start without keys, which refuses every token."""
-        self._algorithm = algorithm
-        self._keys: dict[str | None, Any] = {}
-
-    def key_for(self, kid: str | None) -> Any:
-        """Return the key with this id; a token without one is verified when there is one key."""
-        if kid is None and len(self._keys) == 1:
-            return next(iter(self._keys.values()))
-        return self._keys.get(kid)
-
-    def replace(self, text: str) -> None:
-        """Take the keys of a JSON text; raises ValueError and keeps the old ones if it has none."""
-        try:
-            entries = json.loads(text)["keys"]
-            keys = {
-                entry.get("kid"): jwt.PyJWK(entry, algorithm=self._algorithm).key
-                for entry in entries
-                if self._fits(entry)
-            }
-        except (jwt.PyJWTError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError("no JWK Set") from error
-        if not keys:
-            raise ValueError("no key for this algorithm")
-        self._keys = keys
-
-    def _fits(self, entry: dict[str, Any]) -> bool:
-        kinds = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
-        return (
-            entry.get("kty") == kinds.get(self._algorithm)
-            and entry.get("use", "sig") == "sig"
-            and "verify" in entry.get("key_ops", ["verify"])
-            and entry.get("alg", self._algorithm) == self._algorithm
-        )
-
-
 class TokenVerifier:
     """Turns the authorization metadata of a call into a Principal."""
 
@@ -126,14 +88,11 @@ class TokenVerifier:
 
     def _verify(self, token: str) -> Principal:
         try:
-            header = _strict_json(token.split(".")[0])
+            header = _strict_json(token.split(".", maxsplit=1)[0])
             _check_header(header)
-            key = self._keys.key_for(header.get("kid"))
-            if key is None:
-                raise Unauthenticated("unknown kid")
             claims = jwt.decode(
                 token,
-                key,
+                self._key_of(header),
                 algorithms=[self._settings.jwt_algorithm],
                 audience=self._settings.jwt_audience,
                 issuer=self._settings.jwt_issuer,
@@ -144,8 +103,8 @@ class TokenVerifier:
                     "enforce_minimum_key_length": True,
                 },
             )
-            if _strict_json(token.split(".")[1]) != claims:
-                raise Unauthenticated("claims differ")
+            # Parsed again, because PyJWT takes names that are repeated, and UTF-16.
+            _strict_json(token.split(".")[1])
             return self._principal(claims)
         except Unauthenticated:
             raise
@@ -153,6 +112,12 @@ class TokenVerifier:
             raise TokenExpired("expired") from None
         except Exception as error:  # noqa: BLE001  # whatever a hostile token provokes
             raise Unauthenticated(type(error).__name__) from None
+
+    def _key_of(self, header: dict[str, Any]) -> Any:
+        key = self._keys.key_for(header.get("kid"))
+        if key is None:
+            raise Unauthenticated("unknown kid")
+        return key
 
     def _principal(self, claims: dict[str, Any]) -> Principal:
         subject, expires, issued = claims["sub"], claims["exp"], claims["iat"]
@@ -202,12 +167,11 @@ def build_key_source(settings: Settings) -> KeySource:
     try:
         if settings.jwt_public_key_file is not None:
             return SingleKey(load_pem_public_key(settings.jwt_public_key_file.read_bytes()))
-        keys = JwkSet(settings.jwt_algorithm)
         if settings.jwt_jwks_file is not None:
-            keys.replace(settings.jwt_jwks_file.read_text())
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{names[0]} cannot be used: {type(error).__name__}") from None
-    return keys
+            return JwkSet(settings.jwt_algorithm, JwksFile(settings.jwt_jwks_file))
+        return JwkSet(settings.jwt_algorithm, JwksUrl(settings.jwt_jwks_url or ""))
+    except (OSError, ValueError, jwt.PyJWTError) as error:
+        raise SettingsError(f"{names[0]} cannot be used: {error}") from None
 
 
 def issue_token(

@@ -186,7 +186,7 @@ def health(service: str) -> None:
     Example: INGEST_LISTEN=127.0.0.1:50051 ingest-service health
     """
     settings = Settings.load()
-    address = settings.listen.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+    address = _reachable(settings.listen)
     if settings.tls_cert_file is None:
         channel = grpc.insecure_channel(address)
     else:
@@ -197,7 +197,8 @@ def health(service: str) -> None:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(  # type: ignore[attr-defined]  # the package's stubs lack it
-                health_pb2.HealthCheckRequest(service=service), timeout=3)
+                health_pb2.HealthCheckRequest(service=service), timeout=3
+            )
         except grpc.RpcError as error:
             click.echo(error.code().name, err=True)
             sys.exit(1)
@@ -212,6 +213,11 @@ def _run(start: Callable[[], object]) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(start())  # type: ignore[arg-type]
+
+
+def _reachable(listen: str) -> str:
+    """Return an address of this machine for a listener on all of its addresses."""
+    return re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "127.0.0.1", listen)
 
 
 def _secret_file(data_dir: Path) -> Path:
@@ -233,7 +239,7 @@ def _greet(settings: Settings, port: int) -> None:
     """Print what a newcomer needs next: address, token, and a line to paste."""
     from ingest_service.auth import issue_token
 
-    host = settings.listen.rpartition(":")[0].replace("0.0.0.0", "127.0.0.1") or "127.0.0.1"
+    host = _reachable(settings.listen).rpartition(":")[0] or "127.0.0.1"
     address = f"{host}:{port}"
     click.echo(f"\nListening on {address} (no TLS), data in {settings.data_dir.resolve()}\n")
     if settings.jwt_secret is None:
@@ -257,4 +263,3 @@ def _greet(settings: Settings, port: int) -> None:
         f" http://{address}/ingest.v1.IngestService/SubmitEvent\n"
     )
     sys.stdout.flush()
-

@@ -11,10 +11,10 @@ import orjson
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
-from ingest.v1.event_pb2 import EventInput
 
 from eventstore.clock import DatabaseClock
 from eventstore.values import NewEvent, Submission, User
+from ingest.v1.event_pb2 import EventInput
 from ingest_service import jsontext
 from ingest_service.errors import FieldInvalid, Violation
 from ingest_service.ids import EventIds

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from ingest.v1 import event_pb2
 
 from eventstore.values import Duplicate, EventStatus, NewEvent, StoredEvent, Verdict
+from ingest.v1 import event_pb2
 
 #: Levels that a Struct may have here: parsers stop at 100 nested messages, and each level of a
 #: Struct takes three.
@@ -19,9 +19,7 @@ _STRUCT_DEPTH = 20
 _EXACT_DOUBLES = 1 << 53
 
 
-def encode_receipt(
-    event: NewEvent, verdict: Verdict | None, index: int
-) -> event_pb2.EventReceipt:
+def encode_receipt(event: NewEvent, verdict: Verdict | None, index: int) -> event_pb2.EventReceipt:
     """Return the receipt of an event that is stored, now or (Duplicate) before."""
     if isinstance(verdict, Duplicate):
         return event_pb2.EventReceipt(

@@ -96,10 +96,7 @@ class Intake:
         self._rows += len(submission.events)
         self._bytes += submission.size
         self._empty.clear()
-        if (
-            self._rows >= self._settings.waiting_rows
-            or self._bytes >= self._settings.waiting_bytes
-        ):
+        if self._rows >= self._settings.waiting_rows or self._bytes >= self._settings.waiting_bytes:
             self._room.clear()
         self._queue.put(_Waiting(submission, answer))
         return answer
@@ -151,10 +148,7 @@ class Intake:
                 answer.set_exception(outcome)
             else:
                 answer.set_result(outcome)
-        if (
-            self._rows < self._settings.waiting_rows
-            and self._bytes < self._settings.waiting_bytes
-        ):
+        if self._rows < self._settings.waiting_rows and self._bytes < self._settings.waiting_bytes:
             self._room.set()
         if self._rows == 0:
             self._empty.set()
@@ -211,7 +205,9 @@ class Intake:
         """Write a submission event by event, so that the one that is refused stands alone."""
         log.warning("content_refused", error=str(error), events=len(submission.events))
         if submission.atomic or len(submission.events) == 1:
-            return [{position: NotStorable(_NOT_STORABLE) for position in range(len(submission.events))}], []
+            return [
+                {position: NotStorable(_NOT_STORABLE) for position in range(len(submission.events))}
+            ], []
         verdicts: Verdicts = {}
         keys: list[EventKey] = []
         for position, event in enumerate(submission.events):
@@ -239,7 +235,7 @@ class Intake:
         return list(verdicts), [EventKey(row.user_id, row.id) for row in rows]
 
     def _connected(self) -> Connection:
-        """Return the writer's own connection; its clock is set now and then, which also tests it."""
+        """Return the writer's own connection; setting the clock now and then also tests it."""
         if self._connection is not None and self._clock.stale:
             try:
                 with storage_errors(), self._connection.begin():

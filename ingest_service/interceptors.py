@@ -1,6 +1,5 @@
 """Stands in front of every call: who is calling, and what an error becomes on the wire."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -10,8 +9,8 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from ingest.v1 import ingest_service_pb2
 
+from ingest.v1 import ingest_service_pb2
 from ingest_service.auth import TokenVerifier
 from ingest_service.decode import parse_message
 from ingest_service.errors import IngestError, Refused, Unauthenticated, Unavailable

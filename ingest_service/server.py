@@ -1,4 +1,4 @@
-"""The gRPC server: options, credentials, services. Every limit is set here and none is a default."""
+"""The gRPC server: options, credentials, services; no limit is left to a default."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from ingest.v1 import ingest_service_pb2_grpc
 
 from eventstore.settings import Settings, SettingsError
+from ingest.v1 import ingest_service_pb2_grpc
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
 from ingest_service.servicer import IngestServicer
@@ -19,7 +19,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 #: Bytes of metadata; equal limits, because between two different ones gRPC refuses at random.
 MAX_METADATA_BYTES = 8_192
 #: Open calls on one connection.
-MAX_STREAMS = 100
+MAX_STREAMS = 256
 
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -82,7 +82,7 @@ class _Certificates:
         )
 
     def reload(self) -> Any:
-        """Return the files' new content, or None to go on as before; gRPC asks at each handshake."""
+        """Return the files' new content, or None to go on; gRPC asks at each handshake."""
         try:
             stamps = self._read_stamps()
             if stamps == self._stamps:

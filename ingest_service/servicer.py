@@ -9,14 +9,14 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
-from ingest.v1 import event_pb2, ingest_service_pb2_grpc
-from ingest.v1 import ingest_service_pb2 as pb
 
 from eventstore import reading
 from eventstore.accept import Verdicts
 from eventstore.reading import NEWEST, Filters
 from eventstore.settings import Settings
 from eventstore.values import EventStatus, KeyConflict, NewEvent, NotStorable, Submission
+from ingest.v1 import event_pb2, ingest_service_pb2_grpc
+from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.decode import EventDecoder, check_text, decode_time
 from ingest_service.encode import encode_event, encode_receipt
 from ingest_service.errors import (

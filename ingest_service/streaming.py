@@ -2,13 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
-
-from ingest.v1 import event_pb2
-from ingest.v1.ingest_service_pb2 import StreamEventsRequest, StreamEventsResponse
 
 from eventstore.accept import Verdicts
 from eventstore.values import Duplicate, KeyConflict, NewEvent, NotStorable, Submission, User
+from ingest.v1 import event_pb2
+from ingest.v1.ingest_service_pb2 import StreamEventsRequest, StreamEventsResponse
 from ingest_service.decode import EventDecoder, size_of
 from ingest_service.encode import encode_receipt
 from ingest_service.errors import FieldInvalid, IdempotencyConflict, Overloaded, Violation
@@ -125,9 +125,7 @@ class StreamIntake:
         self._submit()
         self._progress.set()
 
-    def _add(
-        self, rows: Sequence[NewEvent], positions: Sequence[int], verdicts: Verdicts
-    ) -> None:
+    def _add(self, rows: Sequence[NewEvent], positions: Sequence[int], verdicts: Verdicts) -> None:
         summary = self.summary
         for offset, verdict in verdicts.items():
             if isinstance(verdict, Duplicate):
@@ -149,7 +147,7 @@ class StreamIntake:
                 for offset, event in enumerate(rows)
                 if not isinstance(verdicts.get(offset), KeyConflict | NotStorable)
             )
-            summary.receipts.extend(receipt for receipt, _ in zip(stored, range(room)))
+            summary.receipts.extend(islice(stored, room))
 
     def _reject(
         self, position: int, reason: str, violations: Sequence[Violation], event_id: str = ""

@@ -1,4 +1,4 @@
-"""What is done to one event: validate, normalise, enrich. Pure functions; the clock is passed in."""
+"""What is done to one event: validate, normalise, enrich; pure, the clock is passed in."""
 
 import math
 import re

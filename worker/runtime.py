@@ -116,9 +116,7 @@ def parse_keys(keys: object) -> list[EventKey]:
             raise ValueError("keys must hold lists of at most 10,000 ids")
         for event_id in ids:
             if not (
-                isinstance(event_id, str)
-                and _UUID.fullmatch(event_id)
-                and _UUID.fullmatch(user_id)
+                isinstance(event_id, str) and _UUID.fullmatch(event_id) and _UUID.fullmatch(user_id)
             ):
                 raise ValueError("keys must be UUIDs")
             parsed.append(EventKey(user_id, event_id))

@@ -89,7 +89,9 @@ class Sweeper:
         dropped = 0
         if settings.retention_days:
             with storage_errors(), self._engine.begin() as connection:
-                dropped = retention.drop_old_events(connection, now=now, days=settings.retention_days)
+                dropped = retention.drop_old_events(
+                    connection, now=now, days=settings.retention_days
+                )
         with storage_errors(), self._engine.begin() as connection:
             forgotten = retention.forget_old_keys(
                 connection, now=now, days=settings.idempotency_retention_days

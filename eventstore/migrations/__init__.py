@@ -18,7 +18,7 @@ _MIGRATION_LOCK = 0x1A6E58
 
 
 def upgrade(url: str) -> None:
-    """Apply the migrations that are missing; a second process waits and then finds nothing to do."""
+    """Apply the migrations that are missing; a second process waits, then finds nothing to do."""
     engine = build_engine(url, name="ingest-migrate", pool_size=1, guarded=False)
     try:
         with engine.begin() as connection:
@@ -53,9 +53,7 @@ def is_current(connection: Connection) -> bool:
     return MigrationContext.configure(connection).get_current_revision() == _head()
 
 
-def is_ours(
-    name: str | None, kind: NameFilterType, _parents: NameFilterParentNames
-) -> bool:
+def is_ours(name: str | None, kind: NameFilterType, _parents: NameFilterParentNames) -> bool:
     """Leave the daily partitions, which come and go, out of comparisons."""
     return kind != "table" or name in metadata.tables
 

@@ -134,9 +134,7 @@ def upgrade() -> None:
         ("events_pending", ["next_attempt_at"], sa.text("status = 1")),
         ("events_invalid_or_failed", ["user_id", "id"], sa.text("status >= 3")),
     ):
-        op.create_index(
-            name, "events", columns, postgresql_where=condition, sqlite_where=condition
-        )
+        op.create_index(name, "events", columns, postgresql_where=condition, sqlite_where=condition)
     op.create_table(
         "idempotency_keys",
         sa.Column("user_id", Id, nullable=False),

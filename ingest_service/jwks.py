@@ -1,0 +1,144 @@
+"""JWK Sets (RFC 7517): keys by id, read again in the background and never within a call."""
+
+import asyncio
+import contextlib
+import json
+import urllib.request
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import IO, Any, NoReturn, Protocol
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import jwt
+import structlog
+
+log = structlog.get_logger()
+
+#: Seconds between two readings; and the least time, when a token names an unknown key.
+_REFRESH_SECONDS = 60.0
+_LEAST_SECONDS = 5.0
+#: Seconds that a fetch may take, and bytes that it may bring.
+_FETCH_SECONDS = 3.0
+_MOST_BYTES = 1 << 20
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: What kind of key each algorithm takes (RFC 7518, section 6.1).
+_KINDS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
+
+
+class JwksSource(Protocol):
+    """Where the text of a JWK Set comes from."""
+
+    def read(self) -> str:
+        """Return the text; raises OSError or ValueError. May wait for a network."""
+
+
+class JwksFile:
+    """A file, which an operator may replace at any time."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the path."""
+        self._path = path
+
+    def read(self) -> str:
+        """Read the file."""
+        return self._path.read_text()
+
+
+class JwksUrl:
+    """A URL: https, or http on this machine; redirects are not followed."""
+
+    def __init__(self, url: str) -> None:
+        """Take the URL; raises ValueError for another scheme."""
+        parts = urlsplit(url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+            raise ValueError("the URL must start with https://")
+        self._url = url
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def read(self) -> str:
+        """Fetch the text."""
+        with self._opener.open(self._url, timeout=_FETCH_SECONDS) as answer:
+            text: bytes = answer.read(_MOST_BYTES)
+        return text.decode()
+
+
+class JwkSet:
+    """The keys of a JWK Set that fit the algorithm.
+
+    When a reading fails, the keys of the last good one stay: an identity provider that is away
+    locks nobody out.
+    """
+
+    def __init__(self, algorithm: str, source: JwksSource) -> None:
+        """Take where keys come from; a file is read at once, and raises when it cannot be used.
+
+        A URL is not fetched before `keep_fresh` runs; until then every token is refused.
+        """
+        self._algorithm = algorithm
+        self._source = source
+        self._keys: dict[str | None, Any] = {}
+        self._wanted = asyncio.Event()
+        if isinstance(source, JwksFile):
+            self._replace(source.read())
+
+    def key_for(self, kid: str | None) -> Any:
+        """Return the key with this id; a token without one is verified when there is one key."""
+        if kid is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        key = self._keys.get(kid)
+        if key is None:
+            self._wanted.set()
+        return key
+
+    async def keep_fresh(self) -> None:
+        """Read the source again and again, until cancelled; sooner when a key is missed."""
+        while True:
+            await self.refresh()
+            self._wanted.clear()
+            await asyncio.sleep(_LEAST_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), _REFRESH_SECONDS - _LEAST_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read the source once, in a thread, and keep the old keys when that fails."""
+        try:
+            self._replace(await asyncio.to_thread(self._source.read))
+        except (OSError, ValueError) as error:
+            log.warning("jwks_unreadable", error=type(error).__name__, keys=len(self._keys))
+
+    def _replace(self, text: str) -> None:
+        try:
+            keys = {
+                entry.get("kid"): jwt.PyJWK(entry, algorithm=self._algorithm).key
+                for entry in json.loads(text)["keys"]
+                if self._fits(entry)
+            }
+        except (jwt.PyJWTError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError("it is no JWK Set") from error
+        if not keys:
+            raise ValueError(f"it holds no key for {self._algorithm}")
+        self._keys = keys
+
+    def _fits(self, entry: dict[str, Any]) -> bool:
+        return (
+            entry.get("kty") == _KINDS.get(self._algorithm)
+            and entry.get("use", "sig") == "sig"
+            and "verify" in entry.get("key_ops", ["verify"])
+            and entry.get("alg", self._algorithm) == self._algorithm
+        )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could lead to any scheme and any host."""
+
+    def redirect_request(  # noqa: PLR0917  # the base class's signature
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> NoReturn:
+        raise HTTPError(req.full_url, code, "redirect refused", headers, fp)
