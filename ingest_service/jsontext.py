@@ -65,9 +65,12 @@ def parse(text: str) -> tuple[Any, str]:
     """Return the value of a JSON text and its compact form, or raise JsonRefused."""
     try:
         value = orjson.loads(text)
+        compact = orjson.dumps(value).decode()
     except ValueError:
         raise JsonRefused("", _TOO_DEEP if _nests_too_deep(text) else _NOT_JSON) from None
-    compact = orjson.dumps(value).decode()
+    except TypeError:
+        # orjson reads 1,024 levels, and writes 254.
+        raise JsonRefused("", _TOO_DEEP) from None
     check(value, compact)
     # A text that comes out as it went in has lost nothing on the way.
     if compact != text and (_keys_repeat(text, compact) or _RISKY_NUMBER.search(text)):
