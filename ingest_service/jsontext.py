@@ -67,7 +67,7 @@ def parse(text: str) -> tuple[Any, str]:
         value = orjson.loads(text)
         compact = orjson.dumps(value).decode()
     except ValueError:
-        raise JsonRefused("", _TOO_DEEP if _nests_too_deep(text) else _NOT_JSON) from None
+        raise _why_not(text) from None
     except TypeError:
         # orjson reads 1,024 levels, and writes 254.
         raise JsonRefused("", _TOO_DEEP) from None
@@ -114,6 +114,20 @@ def _examine(text: str) -> None:
     for path, found in _walk(value):
         if isinstance(found, _Bad):
             raise JsonRefused(path, found.description)
+
+
+def _why_not(text: str) -> JsonRefused:
+    """Return the refusal of a text that could not be parsed: deep, a number, or no JSON at all."""
+    if _nests_too_deep(text):
+        return JsonRefused("", _TOO_DEEP)
+    if _RISKY_NUMBER.search(text):
+        try:
+            _examine(text)
+        except JsonRefused as refusal:
+            return refusal
+        except (ValueError, RecursionError):
+            pass
+    return JsonRefused("", _NOT_JSON)
 
 
 def _parse_int(text: str) -> int | _Bad:
