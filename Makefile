@@ -4,7 +4,7 @@ SHELL := /bin/sh
 SOURCES := ingest_service worker eventstore clients/python/ingest tests scripts $(wildcard benchmarks examples)
 BIN := .venv/bin
 
-.PHONY: help run install-dev test check lint types imports proto generated requirements audit deploy \
+.PHONY: help run install-dev test check lint types imports proto generated requirements audit deploy bench bench-quick \
 	generate lock format clean
 
 help: ## show this list
@@ -55,6 +55,12 @@ audit: install-dev ## known advisories against the pinned requirements
 deploy: install-dev ## Dockerfile and docker-compose.yml
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+bench: install-dev ## measure everything beside its limits and its peers, 5 rounds (benchmarks/)
+	$(BIN)/python -m benchmarks
+
+bench-quick: install-dev ## measure the key figures once, in under 3 minutes
+	$(BIN)/python -m benchmarks --quick
 
 generate: ## write the Python stubs from proto/
 	scripts/generate

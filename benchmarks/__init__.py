@@ -1,0 +1,1 @@
+"""Measures the service beside its limits and its peers: `python -m benchmarks`."""

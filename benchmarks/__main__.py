@@ -1,0 +1,80 @@
+"""The command: chooses figures, measures them in rounds of shuffled order, reports."""
+
+import argparse
+import random
+import sys
+import time
+import traceback
+
+from benchmarks import report
+from benchmarks.catalogue import figures
+from benchmarks.figure import Figure, Measured, with_limits
+from benchmarks.h2load import LoadError
+from benchmarks.stack import Bench, open_bench
+
+_FULL_RUNS = 5
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code, 1 when an event was lost, doubled or stuck."""
+    options = _parse()
+    every = figures()
+    if options.list:
+        for figure in every:
+            print(f"{figure.name:24} {figure.unit:10} {figure.target or ''}")
+        return 0
+    names = (
+        options.only.split(",")
+        if options.only
+        else [figure.name for figure in every if figure.key or not options.quick]
+    )
+    unknown = set(names) - {figure.name for figure in every}
+    if unknown:
+        print(f"unknown figures: {', '.join(sorted(unknown))}; see --list", file=sys.stderr)
+        return 2
+    runs = options.runs or (1 if options.quick else _FULL_RUNS)
+    with open_bench(quick=options.quick) as bench:
+        measured = measure(bench, with_limits(names, every), runs)
+    found = report.lines(measured)
+    if not options.only:
+        report.write(found)
+    print(report.details(found), "", report.table(found), "", report.correctness(found), sep="\n")
+    return int(any(line["faults"] for line in found))
+
+
+def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured]:
+    """Measure every figure once a round, in another order each round."""
+    measured = {figure.name: Measured(figure=figure) for figure in chosen}
+    for number in range(1, runs + 1):
+        todo = [figure for figure in chosen if number <= figure.most_runs]
+        random.shuffle(todo)
+        for figure in todo:
+            started = time.monotonic()
+            try:
+                sample = figure.probe(bench)
+            except (LoadError, AssertionError, RuntimeError, OSError):
+                traceback.print_exc()
+                print(f"! {figure.name} failed in round {number}", file=sys.stderr)
+                continue
+            measured[figure.name].samples.append(sample)
+            took = time.monotonic() - started
+            faults = f"  FAULTS {sample.faults}" if sample.faults else ""
+            print(
+                f"round {number}  {figure.name:20} {sample.value:12,.3f} {figure.unit:9}"
+                f" {took:5.1f} s{faults}",
+                flush=True,
+            )
+    return measured
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="key figures once, under 3 minutes")
+    parser.add_argument("--only", metavar="NAMES", help="these figures and their limits, by comma")
+    parser.add_argument("--runs", type=int, help=f"rounds (default {_FULL_RUNS}, or 1 if quick)")
+    parser.add_argument("--list", action="store_true", help="list the figures")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

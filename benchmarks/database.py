@@ -1,0 +1,93 @@
+"""A database of the bench, and what it tells about the rows in it."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+
+_PENDING, _PROCESSED = 1, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """PostgreSQL's own counters at one moment."""
+
+    wal_bytes: int
+    commits: int
+
+
+class Database:
+    """One migrated database on the bench's own PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        """Take its address."""
+        self.url = url
+
+    def query(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+        """Run one statement in a transaction of its own and return its rows."""
+        with closing(psycopg2.connect(self.url)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement, values or None)
+                return cursor.fetchall() if cursor.description else []
+
+    def settle(self) -> None:
+        """Write out dirty pages, so that no run pays for the one before."""
+        self.query("CHECKPOINT")
+
+    def rows(self) -> int:
+        """Count the events."""
+        return int(self.query("SELECT count(*) FROM events")[0][0])
+
+    def pending(self) -> int:
+        """Count the events that are not final."""
+        return int(self.query("SELECT count(*) FROM events WHERE status = 1")[0][0])
+
+    def counters(self) -> Counters:
+        """Read the counters; the commits of ended sessions and those idle for a second are in."""
+        wal, commits = self.query(
+            "SELECT pg_current_wal_insert_lsn() - '0/0',"
+            " (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())"
+        )[0]
+        return Counters(wal_bytes=int(wal), commits=int(commits))
+
+    def disk_bytes(self) -> int:
+        """Return the size of all event partitions with their indexes and TOAST."""
+        total = self.query(
+            "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits"
+            " WHERE inhparent = 'events'::regclass"
+        )
+        return int(total[0][0])
+
+    def accept_to_processed(self) -> list[float]:
+        """Return seconds from received_at to processed_at of each processed event."""
+        rows = self.query(
+            "SELECT extract(epoch FROM processed_at - received_at)::float8 FROM events"
+            " WHERE status = %s",
+            (_PROCESSED,),
+        )
+        return [row[0] for row in rows]
+
+    def processing_span(self) -> tuple[float, float]:
+        """Return when the first event was received and the last one processed, in seconds."""
+        first, last = self.query(
+            "SELECT extract(epoch FROM min(received_at))::float8,"
+            " extract(epoch FROM max(processed_at))::float8 FROM events"
+        )[0]
+        return first, last
+
+    def faults(self, acknowledged: int, *, processed: bool) -> tuple[str, ...]:
+        """Compare the rows with what was acknowledged; one text for each thing that is wrong."""
+        rows = self.rows()
+        found = []
+        if rows < acknowledged:
+            found.append(f"lost or refused: {acknowledged - rows}")
+        if rows > acknowledged:
+            found.append(f"doubled: {rows - acknowledged}")
+        if processed:
+            final = self.query("SELECT count(*) FROM events WHERE status = 2")[0][0]
+            if final != rows:
+                found.append(f"stuck: {rows - final}")
+        return tuple(found)

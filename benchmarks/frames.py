@@ -1,0 +1,40 @@
+"""Requests as bytes: length-prefixed gRPC frames, which h2load posts as they are."""
+
+import struct
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+from benchmarks.corpus import Corpus
+from ingest.v1.ingest_service_pb2 import StreamEventsRequest, SubmitEventRequest
+
+SUBMIT = "/ingest.v1.IngestService/SubmitEvent"
+STREAM = "/ingest.v1.IngestService/StreamEvents"
+
+
+def frame(message: Message) -> bytes:
+    """Return an uncompressed gRPC frame: a zero byte, the length, the message."""
+    wire = message.SerializeToString()
+    return struct.pack(">BI", 0, len(wire)) + wire
+
+
+def submit_body(corpus: Corpus) -> bytes:
+    """Return the body of one SubmitEvent."""
+    return frame(SubmitEventRequest(event=corpus.events[0]))
+
+
+def stream_body(corpus: Corpus, *, events: int, per_message: int) -> bytes:
+    """Return the body of one StreamEvents that holds `events` events."""
+    source = list(corpus.cycle(events))
+    return b"".join(
+        frame(StreamEventsRequest(events=source[start : start + per_message]))
+        for start in range(0, events, per_message)
+    )
+
+
+def write_body(folder: Path, body: bytes) -> Path:
+    """Write a body to a file, once for each content."""
+    file = folder / f"body-{len(body)}-{hash(body) & 0xFFFFFFFF:08x}"
+    if not file.exists():
+        file.write_bytes(body)
+    return file

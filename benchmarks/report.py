@@ -1,0 +1,73 @@
+"""The table for people and the lines for machines."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figure import Measured
+
+RESULTS = Path(__file__).parent / "results" / "latest.jsonl"
+_HEAD = ("figure", "value", "min", "max", "unit", "limit", "ratio", "target", "met")
+
+
+def lines(measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
+    """Return one object for each figure, beside the limits measured in the same run."""
+    return [m.as_json(_limit(m, measured)) for m in measured.values() if m.samples]
+
+
+def write(found: Sequence[Mapping[str, Any]], file: Path = RESULTS) -> None:
+    """Write one JSON object a line."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in found))
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures as a Markdown table."""
+    rows = [_HEAD, tuple("---" for _ in _HEAD), *map(_row, found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    rows[1] = tuple("-" * width for width in widths)
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )
+
+
+def details(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return what else was seen, a line for each figure."""
+    return "\n".join(
+        f"{line['name']}: " + ", ".join(f"{k} {v:g}" for k, v in line["detail"].items())
+        for line in found
+        if line["detail"]
+    )
+
+
+def correctness(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the line on events lost, doubled or stuck."""
+    faults = [f"{line['name']}: {fault}" for line in found for fault in line["faults"]]
+    return "correctness: " + ("; ".join(faults) or "lost 0, doubled 0, stuck 0")
+
+
+def _limit(one: Measured, measured: Mapping[str, Measured]) -> float | None:
+    names = one.figure.limits
+    if not names or not all(measured[name].samples for name in names):
+        return None
+    return sum(measured[name].value for name in names)
+
+
+def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
+    limit = "" if line["limit"] is None else f"{_number(line['limit'])} {line['limit_name']}"
+    met = {None: "", True: "yes", False: "NO"}[line["met"]]
+    return (
+        line["name"],
+        *(_number(line[key]) for key in ("value", "min", "max")),
+        line["unit"],
+        limit,
+        "" if line["ratio"] is None else f"{line['ratio']:.2f}",
+        line["target"] or "",
+        met,
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:g}"

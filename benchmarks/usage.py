@@ -1,0 +1,65 @@
+"""What processes cost: CPU time and memory of a process and all that it started, from /proc."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(root: int) -> float:
+    """Return the CPU time so far of a process, its descendants, and those already reaped."""
+    return _TICK * sum(_ticks(pid) for pid in _tree(root))
+
+
+def peak_rss_mb(root: int) -> float:
+    """Return the sum of the largest resident sizes that the processes of a tree ever had."""
+    return sum(_status_kb(pid, "VmHWM") for pid in _tree(root)) / 1024
+
+
+class CpuMeter:
+    """The CPU time that named process trees use between `start` and `stop`."""
+
+    def __init__(self, roots: Mapping[str, Iterable[int]]) -> None:
+        """Take the process ids of each component."""
+        self._roots = {name: list(pids) for name, pids in roots.items()}
+        self._before = self._read()
+
+    def stop(self) -> dict[str, float]:
+        """Return seconds by component since this meter was made."""
+        after = self._read()
+        return {name: after[name] - self._before[name] for name in after}
+
+    def _read(self) -> dict[str, float]:
+        return {name: sum(map(cpu_seconds, pids)) for name, pids in self._roots.items()}
+
+
+def _tree(root: int) -> list[int]:
+    found = [root]
+    for pid in found:
+        try:
+            tasks = list(Path(f"/proc/{pid}/task").iterdir())
+            children = [
+                child for task in tasks for child in (task / "children").read_text().split()
+            ]
+        except OSError:
+            continue  # ended meanwhile; its parent has its times once it is reaped
+        found += map(int, children)
+    return found
+
+
+def _ticks(pid: int) -> int:
+    """User and system time, of the process itself and of its reaped children."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(map(int, fields[11:15]))
+
+
+def _status_kb(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
