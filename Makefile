@@ -4,7 +4,7 @@ SHELL := /bin/sh
 SOURCES := ingest_service worker eventstore clients/python/ingest tests scripts $(wildcard benchmarks examples)
 BIN := .venv/bin
 
-.PHONY: help run install-dev test check lint types imports proto generated requirements audit deploy bench bench-quick \
+.PHONY: help run install-dev test test-faults check lint types imports proto generated requirements audit deploy bench bench-quick \
 	generate lock format clean
 
 help: ## show this list
@@ -17,9 +17,13 @@ run: ## install and start the embedded service (INGEST_LISTEN, INGEST_DATA_DIR)
 install-dev: ## make or refresh .venv with everything for development
 	@scripts/venv --local .venv dev
 
-test: install-dev ## run every test against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
+test: install-dev ## run the tests against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
 	@scripts/test-services
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --ignore=tests/faults $(PYTEST_ARGS)
+
+test-faults: install-dev ## kill, stop and cut things while events are coming in
+	@scripts/test-services
+	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
 
 check: lint types imports proto generated requirements audit deploy ## everything short of running the tests
 
