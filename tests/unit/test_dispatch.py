@@ -1,0 +1,160 @@
+"""From keys to messages and back: chunks, users, and whatever a stranger puts into the queue."""
+
+import threading
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventstore.settings import SettingsError
+from eventstore.values import DueEvent, EventKey
+from tests.kit.waiting import eventually
+from worker.broker import QUEUE, RECOVERY_QUEUE, build_broker
+from worker.dispatch import BackgroundDispatcher, BrokerUnavailable, Dispatcher, by_attempts
+from worker.runtime import parse_keys
+
+ALICE = "11111111-1111-5111-8111-111111111111"
+BOB = "22222222-2222-5222-8222-222222222222"
+
+
+def key(number: int, user: str = ALICE) -> EventKey:
+    return EventKey(user, f"01980000-0000-7000-8000-{number:012x}")
+
+
+@pytest.fixture
+def broker() -> dramatiq.Broker:
+    return build_broker("stub://")
+
+
+def sent(broker: dramatiq.Broker, queue: str) -> list[dramatiq.Message[Any]]:
+    """The messages in a queue, as a worker would decode them."""
+    assert isinstance(broker, StubBroker)
+    waiting = list(broker.queues[queue].queue)
+    return [dramatiq.Message.decode(message) for message in waiting]
+
+
+@pytest.mark.parametrize(
+    "count, sizes", [(0, []), (1, [1]), (3, [3]), (4, [3, 1]), (7, [3, 3, 1]), (9, [3, 3, 3])]
+)
+def test_keys_go_in_chunks_and_none_is_lost(
+    broker: dramatiq.Broker, count: int, sizes: list[int]
+) -> None:
+    keys = [key(number) for number in range(count)]
+
+    Dispatcher(broker, chunk_rows=3).first_deliveries(keys)
+
+    chunks = [parse_keys(message.args[0]) for message in sent(broker, QUEUE)]
+    assert [len(chunk) for chunk in chunks] == sizes
+    assert [one for chunk in chunks for one in chunk] == keys
+
+
+def test_a_message_names_each_user_once_and_carries_no_payload(broker: dramatiq.Broker) -> None:
+    keys = [key(1), key(2, BOB), key(3), key(4, BOB)]
+
+    Dispatcher(broker, chunk_rows=500).first_deliveries(keys)
+
+    (message,) = sent(broker, QUEUE)
+    assert set(message.args[0]) == {ALICE, BOB}
+    assert message.kwargs == {}
+    assert sorted(parse_keys(message.args[0])) == sorted(keys)
+
+
+def test_recoveries_go_to_a_queue_of_their_own_by_number_of_attempts(
+    broker: dramatiq.Broker,
+) -> None:
+    due = [DueEvent(key(1), 2), DueEvent(key(2), 0), DueEvent(key(3), 2), DueEvent(key(4), 0)]
+
+    Dispatcher(broker, chunk_rows=500).recoveries(due)
+
+    assert sent(broker, QUEUE) == []
+    assert [
+        (message.kwargs["attempts"], parse_keys(message.args[0]))
+        for message in sent(broker, RECOVERY_QUEUE)
+    ] == [(0, [key(2), key(4)]), (2, [key(1), key(3)])]
+    assert by_attempts([]) == []
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://127.0.0.1:1/0", "rediss://127.0.0.1:1/0", "redis://host.invalid/0"]
+)
+def test_a_broker_that_is_away_is_one_kind_of_error(url: str) -> None:
+    dispatcher = Dispatcher(build_broker(url), chunk_rows=500)
+
+    with pytest.raises(BrokerUnavailable):
+        dispatcher.first_deliveries([key(1)])
+    with pytest.raises(BrokerUnavailable):
+        dispatcher.waiting(QUEUE)
+
+
+@pytest.mark.parametrize("url", ["", "kafka://host", "http://host", "memory"])
+def test_another_broker_is_refused_with_what_is_allowed(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"INGEST_BROKER_URL must start with redis://"):
+        build_broker(url)
+
+
+def test_nobody_waits_for_a_broker_that_hangs() -> None:
+    """Handing keys over returns at once, whatever the broker does."""
+    release = threading.Event()
+
+    class Hanging(Dispatcher):
+        def waiting(self, queue_name: str) -> int:
+            release.wait(10)
+            return 0
+
+    broker = build_broker("stub://")
+    dispatcher = BackgroundDispatcher(Hanging(broker, chunk_rows=500))
+    dispatcher.start()
+    for number in range(5_000):
+        dispatcher.dispatch([key(number)])
+    release.set()
+
+    eventually(lambda: len(sent(broker, QUEUE)) >= 2_000)
+    dispatcher.stop(5)
+    assert len(sent(broker, QUEUE)) <= 2_001, "what waits is bounded"
+
+
+GOOD_ID = key(1).id
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *(None, 1, "x", True, [], [[ALICE, GOOD_ID]], {ALICE: GOOD_ID}, {ALICE: {"a": 1}}),
+        *({ALICE: None}, {ALICE: [None]}, {ALICE: [1]}, {ALICE: [[GOOD_ID]]}),
+        *({"alice": [GOOD_ID]}, {"": [GOOD_ID]}, {ALICE: [""]}, {ALICE: ["x"]}),
+        *({ALICE: [GOOD_ID.upper() + "0"]}, {ALICE: [GOOD_ID + "\n"]}, {ALICE: [GOOD_ID + "\0"]}),
+        {ALICE: ["'; DROP TABLE events; --"]},
+        {ALICE: ["{" + GOOD_ID + "}"]},
+        {ALICE: [GOOD_ID + "," + GOOD_ID]},
+        {ALICE: [GOOD_ID] * 10_001},
+        {ALICE: [GOOD_ID], BOB: [GOOD_ID] * 10_000},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_keys_of_another_form_are_refused(keys: object) -> None:
+    with pytest.raises(ValueError, match="keys must"):
+        parse_keys(keys)
+
+
+@pytest.mark.parametrize("keys", [{}, {ALICE: []}, {"nobody": []}])
+def test_no_keys_are_no_work(keys: object) -> None:
+    assert parse_keys(keys) == []
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=40),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=36), inner),
+    max_leaves=8,
+)
+
+
+@given(json_like)
+def test_whatever_is_in_the_queue_is_keys_or_a_value_error(keys: object) -> None:
+    try:
+        parsed = parse_keys(keys)
+    except ValueError:
+        return
+    assert parsed == []

@@ -1,0 +1,140 @@
+"""Settings: what contradicts itself stops the start, with one line that says what to set."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from eventstore.settings import Settings, SettingsError
+from ingest_service.auth import build_key_source
+from tests.kit.tokens import SECRET
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("INGEST_"):
+            monkeypatch.delenv(name)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
+    for name, value in values.items():
+        monkeypatch.setenv(f"INGEST_{name}", value)
+    return Settings.load()
+
+
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({"TLS_CERT_FILE": "cert.pem"}, "INGEST_TLS_KEY_FILE"),
+        ({"TLS_KEY_FILE": "key.pem"}, "INGEST_TLS_CERT_FILE"),
+        ({"TLS_CLIENT_CA_FILE": "ca.pem"}, "INGEST_TLS_CERT_FILE"),
+        ({"JWT_SECRET": "short"}, "INGEST_JWT_SECRET"),
+        ({"JWT_SECRET": ""}, "INGEST_JWT_SECRET"),
+        ({"JWT_ALGORITHM": "none"}, "INGEST_JWT_ALGORITHM"),
+        ({"JWT_ALGORITHM": "HS512"}, "INGEST_JWT_ALGORITHM"),
+        ({"JWT_ISSUER": " "}, "INGEST_JWT_ISSUER"),
+        ({"JWT_AUDIENCE": ""}, "INGEST_JWT_AUDIENCE"),
+        ({"JWT_MAX_TTL_SECONDS": "0"}, "INGEST_JWT_MAX_TTL_SECONDS"),
+        ({"LISTEN": ""}, "INGEST_LISTEN"),
+        ({"PROCESSES": "0"}, "INGEST_PROCESSES"),
+        ({"PROCESSES": "many"}, "INGEST_PROCESSES"),
+        ({"REFLECTION": "perhaps"}, "INGEST_REFLECTION"),
+        ({"DRAIN_SECONDS": "-1"}, "INGEST_DRAIN_SECONDS"),
+        ({"GROUP_ROWS": "0"}, "INGEST_GROUP_ROWS"),
+        ({"STREAM_IDLE_SECONDS": "0"}, "INGEST_STREAM_IDLE_SECONDS"),
+        ({"LEASE_SECONDS": "1"}, "INGEST_LEASE_SECONDS"),
+        ({"MAX_ATTEMPTS": "0"}, "INGEST_MAX_ATTEMPTS"),
+        ({"RETENTION_DAYS": "-1"}, "INGEST_RETENTION_DAYS"),
+        ({"LOG_LEVEL": "LOUD"}, "INGEST_LOG_LEVEL"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], named: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(monkeypatch, **values)
+
+    text = str(caught.value)
+    assert named in text
+    assert "\n" not in text
+    assert len(text) < 300
+
+
+def test_several_mistakes_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"INGEST_PROCESSES.*INGEST_LOG_LEVEL"):
+        load(monkeypatch, PROCESSES="0", LOG_LEVEL="LOUD")
+
+
+@pytest.mark.parametrize(
+    "values, named",
+    [
+        ({}, "INGEST_JWT_SECRET"),
+        ({"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY_FILE": "key.pem"}, "INGEST_JWT_SECRET"),
+        ({"JWT_SECRET": SECRET, "JWT_JWKS_FILE": "keys.json"}, "INGEST_JWT_SECRET"),
+        ({"JWT_ALGORITHM": "RS256"}, "INGEST_JWT_PUBLIC_KEY_FILE"),
+        ({"JWT_ALGORITHM": "RS256", "JWT_SECRET": SECRET}, "INGEST_JWT_PUBLIC_KEY_FILE"),
+        ({"JWT_ALGORITHM": "ES256", "JWT_PUBLIC_KEY_FILE": "none.pem"}, "JWT_PUBLIC_KEY_FILE"),
+        ({"JWT_ALGORITHM": "EdDSA", "JWT_JWKS_FILE": "none.json"}, "INGEST_JWT_JWKS_FILE"),
+        (
+            {"JWT_ALGORITHM": "ES256", "JWT_JWKS_FILE": "a", "JWT_PUBLIC_KEY_FILE": "b"},
+            "exactly one",
+        ),
+    ],
+)
+def test_without_one_usable_key_nothing_starts(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], named: str
+) -> None:
+    """Fail closed: no key, two keys or an unreadable one is no way to serve anybody."""
+    settings = load(monkeypatch, **values)
+
+    with pytest.raises(SettingsError) as caught:
+        build_key_source(settings)
+
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "-----BEGIN PUBLIC KEY-----\nAAAA\n", SECRET])
+def test_a_key_file_that_holds_no_key_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "key.pem"
+    file.write_text(text)
+    settings = load(monkeypatch, JWT_ALGORITHM="RS256", JWT_PUBLIC_KEY_FILE=str(file))
+
+    with pytest.raises(SettingsError, match="INGEST_JWT_PUBLIC_KEY_FILE"):
+        build_key_source(settings)
+
+
+@pytest.mark.parametrize("ask", [Settings.require_database_url, Settings.require_broker_url])
+def test_what_is_needed_and_not_set_is_named(ask: Callable[[Settings], str]) -> None:
+    with pytest.raises(SettingsError, match=r"set INGEST_(DATABASE|BROKER)_URL, such as"):
+        ask(Settings.load())
+
+
+def test_neither_repr_nor_str_nor_an_error_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        JWT_SECRET="canary-secret-" + SECRET,
+        DATABASE_URL="postgresql://ingest:canary-password@db/ingest",
+        BROKER_URL="redis://:canary-broker@redis/0",
+    )
+    shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    with pytest.raises(SettingsError) as caught:
+        load(monkeypatch, JWT_SECRET="canary-short")
+
+    assert "canary" not in shown
+    assert "canary" not in str(caught.value)
+
+
+def test_settings_cannot_be_changed_after_the_start() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings.load().listen = "0.0.0.0:1"  # type: ignore[misc]
+
+
+def test_overrides_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGEST_REFLECTION", "false")
+
+    assert Settings.load(reflection=True).reflection is True
