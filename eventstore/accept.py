@@ -54,13 +54,20 @@ def accept(
     if unseen:
         upsert_users(connection, unseen)
     verdicts: list[Verdicts] = [{} for _ in submissions]
-    if any(event.fingerprint for submission in submissions for event in submission.events):
+    if _has_keys(submissions):
         rows = _settle_keys(connection, submissions, verdicts)
     else:
         rows = [event for submission in submissions for event in submission.events]
     if rows:
         bulk(connection).insert_events(connection, rows, next_attempt)
     return verdicts, rows
+
+
+def is_one_statement(
+    connection: Connection, submissions: Sequence[Submission], unseen: Sequence[User]
+) -> bool:
+    """Whether `accept` will run one statement, which needs no transaction around it."""
+    return connection.dialect.name == "postgresql" and not unseen and not _has_keys(submissions)
 
 
 def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
@@ -81,6 +88,10 @@ def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
             for user in sorted(seen, key=lambda user: user.id)
         ],
     )
+
+
+def _has_keys(submissions: Sequence[Submission]) -> bool:
+    return any(event.fingerprint for submission in submissions for event in submission.events)
 
 
 def _settle_keys(

@@ -19,6 +19,8 @@ _COPY_COLUMNS = (
 )
 _COPY = "COPY events (" + _COPY_COLUMNS + ") FROM STDIN"
 _COPY_TABS = _COPY_COLUMNS.count(",")
+#: Stands for SQL's NULL until backslashes are escaped; no event can hold it.
+_NULL = "\0"
 #: One read of the buffer per group: psycopg2 would otherwise hand it over in 8 KiB pieces.
 _COPY_PIECE = 1 << 20
 
@@ -83,17 +85,18 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
     """Write the rows with one COPY inside the connection's transaction."""
     due = str(next_attempt)
     lines = []
-    for row in rows:
-        occurred = received = str(row.received_at)
-        if row.occurred_at is not row.received_at:
-            occurred = str(row.occurred_at)
+    received_at, received = next_attempt, due
+    for user, id_, type_, source, subject, key, _, occurred_at, at, attributes, payload in rows:
+        # The events of one message share one datetime object, mostly for both times.
+        if at is not received_at:
+            received_at, received = at, str(at)
+        occurred = received if occurred_at is at else str(occurred_at)
         lines.append(
-            f"{row.user_id}\t{row.id}\t{received}\t{occurred}\t{due}\t{row.type}\t{row.source}"
-            f"\t{row.subject}\t{row.idempotency_key or chr(0)}\t{row.attributes or chr(0)}"
-            f"\t{row.payload}\n"
+            f"{user}\t{id_}\t{received}\t{occurred}\t{due}\t{type_}\t{source}\t{subject}"
+            f"\t{key or _NULL}\t{attributes or _NULL}\t{payload}\n"
         )
-    # A backslash is COPY's only escape that can occur here; NUL stood for SQL's NULL so far.
-    text = "".join(lines).replace("\\", "\\\\").replace("\0", "\\N")
+    # A backslash is the only character that can occur here and means something to COPY.
+    text = "".join(lines).replace("\\", "\\\\").replace(_NULL, "\\N")
     if text.count("\t") != _COPY_TABS * len(rows) or text.count("\n") != len(rows):
         # The edge lets no control character through; this keeps a row from ever forging another.
         raise ValueError("control character in an event")

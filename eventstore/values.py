@@ -23,6 +23,10 @@ class EventKey(NamedTuple):
     id: str
 
 
+#: The ids of some events by user: how keys travel from the intake through a message.
+KeysByUser = dict[str, list[str]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
     """The caller on whose behalf events are stored."""

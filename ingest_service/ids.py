@@ -1,40 +1,44 @@
 """Event ids: UUID version 7, in order of creation."""
 
-from random import getrandbits
+from collections.abc import Iterator
+from secrets import token_hex
 
 #: 12 bits of rand_a count the ids of one millisecond (RFC 9562, section 6.2, method 1).
 _COUNTER_LIMIT = 1 << 12
-_RANDOM_BITS = 62
+#: Random hexadecimal digits of an id, 60 bits. One more digit, "8", holds the variant.
+_RANDOM_DIGITS = 15
 
 
 class EventIds:
     """Makes ids whose order is the order of their making, within one process.
 
     Made here and not by a library, because the time must be the database's (it chooses the
-    partition) and one id must cost less than a microsecond. Ids are no secrets; 62 random bits
-    keep processes apart.
+    partition), and one id must cost less than a microsecond. The random bits keep processes apart.
     """
 
     def __init__(self) -> None:
         """Start before all time."""
         self._millisecond = 0
         self._counter = 0
-        self._prefix = ""
 
-    def next(self, unix_ms: int) -> str:
-        """Return an id of this millisecond, or of a later one when it is used up or over."""
+    def take(self, unix_ms: int, count: int) -> Iterator[str]:
+        """Yield ids of this millisecond, or of the ones after it when it is used up or over."""
+        digits = token_hex(8 * count)
         if unix_ms > self._millisecond:
-            self._start(unix_ms)
-        elif self._counter == _COUNTER_LIMIT:
-            self._start(self._millisecond + 1)
-        counter = self._counter
-        self._counter = counter + 1
-        # The two highest of 64 bits are the variant, 10.
-        tail = f"{getrandbits(_RANDOM_BITS) | 1 << 63:016x}"
-        return f"{self._prefix}{counter:03x}-{tail[:4]}-{tail[4:]}"
+            self._millisecond, self._counter = unix_ms, 0
+        prefix = self._prefix()
+        for start in range(0, 16 * count, 16):
+            if self._counter == _COUNTER_LIMIT:
+                self._millisecond, self._counter = self._millisecond + 1, 0
+                prefix = self._prefix()
+            middle = start + 3
+            # Counted before the id is handed out: nobody asks for what comes after the last one.
+            counter, self._counter = self._counter, self._counter + 1
+            yield (
+                f"{prefix}{counter:03x}-8{digits[start:middle]}"
+                f"-{digits[middle : start + _RANDOM_DIGITS]}"
+            )
 
-    def _start(self, unix_ms: int) -> None:
-        self._millisecond = unix_ms
-        self._counter = 0
-        time = f"{unix_ms:012x}"
-        self._prefix = f"{time[:8]}-{time[8:]}-7"
+    def _prefix(self) -> str:
+        time = f"{self._millisecond:012x}"
+        return f"{time[:8]}-{time[8:]}-7"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import structlog
 from sqlalchemy import Connection, Engine
 
-from eventstore.accept import Verdicts, accept
+from eventstore.accept import Verdicts, accept, is_one_statement
 from eventstore.clock import DatabaseClock
 from eventstore.errors import (
     ContentionError,
@@ -26,7 +26,7 @@ from eventstore.errors import (
     storage_errors,
 )
 from eventstore.settings import Settings
-from eventstore.values import EventKey, NotStorable, Submission, User
+from eventstore.values import KeysByUser, NotStorable, Submission, User
 from ingest_service.errors import Draining, IngestError, Overloaded, StorageUnavailable
 
 log = structlog.get_logger()
@@ -54,7 +54,7 @@ class Intake:
         engine: Engine,
         settings: Settings,
         clock: DatabaseClock,
-        dispatch: Callable[[Sequence[EventKey]], None],
+        dispatch: Callable[[KeysByUser], None],
     ) -> None:
         """Take collaborators; `dispatch` gets the keys of each committed group and never waits."""
         self._engine = engine
@@ -65,6 +65,7 @@ class Intake:
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._connection: Connection | None = None
+        self._autocommit = False
         self._seen: OrderedDict[User, float] = OrderedDict()
         # What follows belongs to the event loop.
         self._loop: asyncio.AbstractEventLoop
@@ -105,6 +106,11 @@ class Intake:
         """Wait until the intake takes submissions again; a full intake slows streams this way."""
         await self._room.wait()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `submit` would take something now; while draining it says so by raising."""
+        return self._draining or self._room.is_set()
+
     async def drain(self) -> None:
         """Take nothing more, answer what waits, and end the writer."""
         self._draining = True
@@ -120,7 +126,7 @@ class Intake:
             if not group:
                 break
             outcomes: list[Outcome] = []
-            keys: list[EventKey] = []
+            keys: KeysByUser = {}
             try:
                 outcomes, keys = self._write([waiting.submission for waiting in group])
             except TransientStorageError as error:
@@ -181,7 +187,7 @@ class Intake:
                 return
             yield waiting
 
-    def _write(self, submissions: Sequence[Submission]) -> tuple[list[Outcome], list[EventKey]]:
+    def _write(self, submissions: Sequence[Submission]) -> tuple[list[Outcome], KeysByUser]:
         """Write a group, and if its content is refused, its parts."""
         for attempt in range(_CONTENTION_TRIES + 1):
             try:
@@ -195,35 +201,33 @@ class Intake:
                     middle = len(submissions) // 2
                     parts = (submissions[:middle], submissions[middle:])
                     written = [self._write(part) for part in parts]
-                    return written[0][0] + written[1][0], written[0][1] + written[1][1]
+                    return written[0][0] + written[1][0], _merged(written[0][1], written[1][1])
                 return self._write_split(submissions[0], error)
         raise AssertionError("unreachable")
 
     def _write_split(
         self, submission: Submission, error: PermanentStorageError
-    ) -> tuple[list[Outcome], list[EventKey]]:
+    ) -> tuple[list[Outcome], KeysByUser]:
         """Write a submission event by event, so that the one that is refused stands alone."""
         log.warning("content_refused", error=str(error), events=len(submission.events))
         if submission.atomic or len(submission.events) == 1:
-            return [
-                {position: NotStorable(_NOT_STORABLE) for position in range(len(submission.events))}
-            ], []
+            refused = NotStorable(_NOT_STORABLE)
+            return [dict.fromkeys(range(len(submission.events)), refused)], {}
         verdicts: Verdicts = {}
-        keys: list[EventKey] = []
+        keys: KeysByUser = {}
         for position, event in enumerate(submission.events):
             alone = Submission(user=submission.user, events=[event], atomic=False, size=0)
             (outcome,), written = self._write([alone])
             if isinstance(outcome, dict) and 0 in outcome:
                 verdicts[position] = outcome[0]
-            keys += written
+            keys = _merged(keys, written)
         return [verdicts], keys
 
-    def _write_once(
-        self, submissions: Sequence[Submission]
-    ) -> tuple[list[Outcome], list[EventKey]]:
+    def _write_once(self, submissions: Sequence[Submission]) -> tuple[list[Outcome], KeysByUser]:
         unseen = self._unseen(submissions)
         with storage_errors():
             connection = self._connected()
+            self._set_autocommit(connection, is_one_statement(connection, submissions, unseen))
             with connection.begin():
                 verdicts, rows = accept(
                     connection,
@@ -232,7 +236,17 @@ class Intake:
                     next_attempt=self._clock.now() + self._grace,
                 )
         self._remember(unseen)
-        return list(verdicts), [EventKey(row.user_id, row.id) for row in rows]
+        keys: KeysByUser = {}
+        for row in rows:
+            keys.setdefault(row.user_id, []).append(row.id)
+        return list(verdicts), keys
+
+    def _set_autocommit(self, connection: Connection, autocommit: bool) -> None:  # noqa: FBT001
+        """Spare a group of one statement the round trips of BEGIN and COMMIT."""
+        if autocommit is not self._autocommit:
+            level = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+            connection.execution_options(isolation_level=level)
+            self._autocommit = autocommit
 
     def _connected(self) -> Connection:
         """Return the writer's own connection; setting the clock now and then also tests it."""
@@ -244,6 +258,7 @@ class Intake:
                 self._disconnect()
         if self._connection is None:
             self._connection = self._engine.connect()
+            self._autocommit = False
             with self._connection.begin():
                 self._clock.synchronise(self._connection)
         return self._connection
@@ -264,3 +279,9 @@ class Intake:
             self._seen[user] = time.monotonic()
             if len(self._seen) > _USERS_REMEMBERED:
                 self._seen.popitem(last=False)
+
+
+def _merged(keys: KeysByUser, more: KeysByUser) -> KeysByUser:
+    return {
+        user_id: keys.get(user_id, []) + more.get(user_id, []) for user_id in keys.keys() | more
+    }

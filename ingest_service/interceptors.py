@@ -85,10 +85,14 @@ class Gate(grpc.aio.ServerInterceptor):
 
 
 def _bound(handler: Any, principal: Principal, request: type[Message]) -> Handler:
-    """Return the handler with the caller bound to it, taking bytes in place of messages."""
+    """Return the handler with the caller bound to it.
+
+    It takes bytes: what is parsed here can be refused with a status of ours. The messages of a
+    stream are left to the servicer, which parses many of them at once.
+    """
     if handler.request_streaming:
         return grpc.stream_unary_rpc_method_handler(
-            partial(_call_stream, handler.stream_unary, principal, request),
+            partial(_call_stream, handler.stream_unary, principal),
             response_serializer=handler.response_serializer,
         )
     return grpc.unary_unary_rpc_method_handler(
@@ -116,22 +120,13 @@ async def _call_unary(
 
 
 async def _call_stream(
-    behaviour: Behaviour,
-    principal: Principal,
-    request: type[Message],
-    wires: AsyncIterator[bytes],
-    context: Context,
+    behaviour: Behaviour, principal: Principal, wires: AsyncIterator[bytes], context: Context
 ) -> Any:
     current_principal.set(principal)
     try:
-        return await behaviour(_parsed(request, wires), context)
+        return await behaviour(wires, context)
     except Exception as error:  # noqa: BLE001  # this is the one door
         await _abort(context, error)
-
-
-async def _parsed(request: type[Message], wires: AsyncIterator[bytes]) -> AsyncIterator[Message]:
-    async for wire in wires:
-        yield parse_message(request, wire)
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:

@@ -19,6 +19,8 @@ MAX_DEPTH = 64
 #: Signed or unsigned.
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 _INT_DIGITS = 20
+#: A compact text of so many characters cannot open more levels.
+_SMALL = 2 * MAX_DEPTH
 #: How many times its size a text may take when its numbers are written out, as JSONB does.
 _MAX_EXPANSION = 4
 #: Digits of the longest double.
@@ -71,7 +73,9 @@ def parse(text: str) -> tuple[Any, str]:
     except TypeError:
         # orjson reads 1,024 levels, and writes 254.
         raise JsonRefused("", _TOO_DEEP) from None
-    check(value, compact)
+    # The usual small text cannot break any rule of `check`.
+    if len(compact) > _SMALL or "\\u" in compact or "+" in compact or "e-" in compact:
+        check(value, compact)
     # A text that comes out as it went in has lost nothing on the way.
     if compact != text and (_keys_repeat(text, compact) or _RISKY_NUMBER.search(text)):
         _examine(text)

@@ -1,7 +1,7 @@
 """IngestService on the wire: translates, hands on, answers. No SQL, no tokens, no broker."""
 
-import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -25,6 +25,7 @@ from ingest_service.errors import (
     IdempotencyConflict,
     Violation,
 )
+from ingest_service.idle import idle_watch
 from ingest_service.intake import Intake
 from ingest_service.pagetokens import make_page_token, read_page_token
 from ingest_service.principal import Principal, current_principal
@@ -60,7 +61,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         if not request.HasField("event"):
             raise FieldInvalid([Violation("event", "is required")])
         submission = self._decoder.submission(
-            [request.event], user=_caller().user, field="event", atomic=True
+            [request.event], user=_caller().user, field="event", size=request.ByteSize()
         )
         receipts = await self._store(submission, "event")
         return pb.SubmitEventResponse(receipt=receipts[0])
@@ -72,7 +73,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         if not 1 <= len(request.events) <= MAX_BATCH:
             raise FieldInvalid([Violation("events", f"must hold 1 to {MAX_BATCH} events")])
         submission = self._decoder.submission(
-            request.events, user=_caller().user, field="events[{}]", atomic=True
+            request.events, user=_caller().user, field="events[{}]", size=request.ByteSize()
         )
         receipts = await self._store(submission, "events[{}]")
         return pb.BatchSubmitEventsResponse(receipts=receipts)
@@ -83,23 +84,20 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         """Store the events of a stream as they come."""
         principal = _caller()
         stream = StreamIntake(self._intake, self._decoder, principal.user)
-        loop = asyncio.get_running_loop()
-        ends_at = loop.time() + self._settings.stream_max_seconds
+        ends_at = min(time.time() + self._settings.stream_max_seconds, principal.expires_at)
         try:
-            async with asyncio.timeout(None) as idle:
-                idle.reschedule(loop.time() + self._settings.stream_idle_seconds)
-                async for message in request_iterator:
-                    principal.require_alive()
-                    stream.take(message)
-                    if stream.must_wait:
-                        # Not reading is what slows the client down (HTTP/2 flow control).
-                        idle.reschedule(None)
-                        while stream.must_wait:
-                            await stream.wait()
-                    now = loop.time()
-                    if now >= ends_at:
+            async with idle_watch(self._settings.stream_idle_seconds) as idle:
+                # Read from the context: the iterator is a generator around it, and costs more
+                # than all that is done here with a message.
+                while (wire := await context.read()) is not grpc.aio.EOF:
+                    idle.note()
+                    if time.time() >= ends_at:
+                        principal.require_alive()
                         break
-                    idle.reschedule(now + self._settings.stream_idle_seconds)
+                    if stream.take(wire):
+                        # Not reading is what slows the client down (HTTP/2 flow control).
+                        with idle.paused():
+                            await stream.wait()
         except TimeoutError:
             await stream.finish()
             await context.abort(

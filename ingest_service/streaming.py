@@ -8,10 +8,10 @@ from typing import NamedTuple
 from eventstore.accept import Verdicts
 from eventstore.values import Duplicate, KeyConflict, NewEvent, NotStorable, Submission, User
 from ingest.v1 import event_pb2
-from ingest.v1.ingest_service_pb2 import StreamEventsRequest, StreamEventsResponse
-from ingest_service.decode import EventDecoder, size_of
+from ingest.v1.ingest_service_pb2 import StreamEventsResponse
+from ingest_service.decode import EventDecoder, parse_stream
 from ingest_service.encode import encode_receipt
-from ingest_service.errors import FieldInvalid, IdempotencyConflict, Overloaded, Violation
+from ingest_service.errors import FieldInvalid, IdempotencyConflict, IngestError, Violation
 from ingest_service.intake import Intake
 
 #: As the contract says.
@@ -19,14 +19,15 @@ MAX_RECEIPTS = 10_000
 MAX_REJECTIONS = 1_000
 #: Groups of one stream that may be with the intake: one commits, the next one is ready.
 _GROUPS_UNDER_WAY = 2
-#: Events and bytes that a stream gathers before it stops reading.
-_GATHER_ROWS = 2_000
-_GATHER_BYTES = 2 << 20
+#: Messages and bytes that a stream gathers before it stops reading. They are decoded in one go,
+#: during which the event loop does nothing else: some milliseconds.
+_GATHERED_MESSAGES = 1_000
+_GATHERED_BYTES = 256 << 10
 
 
 class _Group(NamedTuple):
     rows: list[NewEvent]
-    positions: list[int]
+    positions: Sequence[int]
     answer: "asyncio.Future[Verdicts]"
 
 
@@ -34,7 +35,7 @@ class StreamIntake:
     """The events of one stream on their way into the intake.
 
     At most two groups are with the intake; what arrives meanwhile makes the next one. So a slow
-    stream commits each message at once, and a fast one commits thousands of events together.
+    stream commits each message at once, and a fast one commits many messages together.
     """
 
     def __init__(self, intake: Intake, decoder: EventDecoder, user: User) -> None:
@@ -42,44 +43,44 @@ class StreamIntake:
         self._intake = intake
         self._decoder = decoder
         self._user = user
-        self._rows: list[NewEvent] = []
-        self._positions: list[int] = []
+        self._gathered: list[bytes] = []
         self._size = 0
         self._under_way: list[_Group] = []
         self._failure: Exception | None = None
         self._progress = asyncio.Event()
-        self.summary = StreamEventsResponse()
+        self._summary = StreamEventsResponse()
 
-    @property
-    def must_wait(self) -> bool:
-        """Whether the next message has to wait: too much is gathered, or the intake was full."""
-        return (
-            self._failure is not None
-            or len(self._rows) >= _GATHER_ROWS
-            or self._size >= _GATHER_BYTES
-            or (bool(self._rows) and not self._under_way)
-        )
-
-    def take(self, message: StreamEventsRequest) -> None:
-        """Take the events of the next message; the bad ones are noted and the others stored."""
-        first = self.summary.received
-        rows, refused = self._decoder.rows(
-            message.events, user=self._user, field="events[{}]", first=first
-        )
-        count = len(message.events)
-        self.summary.received = first + count
-        self._rows += rows
-        if refused:
-            self._positions += [i for i in range(first, first + count) if i not in refused]
-            for position, violations in refused.items():
-                self._reject(position, FieldInvalid.reason, violations)
-        else:
-            self._positions += range(first, first + count)
-        self._size += size_of(rows)
-        self._submit()
+    def take(self, wire: bytes) -> bool:
+        """Take the next message, still encoded; returns whether `wait` must come before another."""
+        self._gathered.append(wire)
+        self._size += len(wire)
+        if len(self._under_way) < _GROUPS_UNDER_WAY:
+            self._submit()
+        return self._must_wait
 
     async def wait(self) -> None:
-        """Wait for a commit; raises what the commit raised."""
+        """Wait until the next message may be taken; raises what a commit raised."""
+        while self._must_wait:
+            await self._advance()
+
+    async def finish(self) -> StreamEventsResponse:
+        """Wait until everything taken is committed, and return the summary."""
+        while self._gathered or self._under_way or self._failure:
+            await self._advance()
+        return self._summary
+
+    @property
+    def _must_wait(self) -> bool:
+        """Whether too much is gathered, or the intake was full, or nothing helps any more."""
+        return (
+            len(self._gathered) >= _GATHERED_MESSAGES
+            or self._size >= _GATHERED_BYTES
+            or (not self._under_way and bool(self._gathered))
+            or self._failure is not None
+        )
+
+    async def _advance(self) -> None:
+        """Hand in what is gathered, or wait for a commit."""
         if self._failure is None and not self._under_way:
             await self._intake.room()
             self._submit()
@@ -89,29 +90,33 @@ class StreamIntake:
         if self._failure is not None:
             raise self._failure
 
-    async def finish(self) -> StreamEventsResponse:
-        """Wait until everything taken is committed, and return the summary."""
-        self._submit()
-        while self._rows or self._under_way:
-            await self.wait()
-        if self._failure is not None:
-            raise self._failure
-        return self.summary
-
     def _submit(self) -> None:
-        if not self._rows or self._failure or len(self._under_way) >= _GROUPS_UNDER_WAY:
+        """Decode what is gathered and hand the good events in; the bad ones are noted."""
+        if not self._gathered or self._failure is not None or not self._intake.has_room:
             return
-        submission = Submission(user=self._user, events=self._rows, atomic=False, size=self._size)
+        first = self._summary.received
         try:
-            answer = self._intake.submit(submission)
-        except Overloaded:
-            # The stream stops reading (must_wait) until there is room.
-            return
-        except Exception as error:  # noqa: BLE001  # raised to the caller by wait or finish
+            events = parse_stream(self._gathered)
+            rows, refused = self._decoder.rows(
+                events, user=self._user, field="events[{}]", first=first
+            )
+            size, self._gathered, self._size = self._size, [], 0
+            after = first + len(events)
+            self._summary.received = after
+            for position, violations in refused.items():
+                self._reject(position, FieldInvalid.reason, violations)
+            if not rows:
+                return
+            positions: Sequence[int] = range(first, after)
+            if refused:
+                positions = [position for position in positions if position not in refused]
+            answer = self._intake.submit(
+                Submission(user=self._user, events=rows, atomic=False, size=size)
+            )
+        except IngestError as error:
             self._failure = error
             return
-        self._under_way.append(_Group(self._rows, self._positions, answer))
-        self._rows, self._positions, self._size = [], [], 0
+        self._under_way.append(_Group(rows, positions, answer))
         answer.add_done_callback(self._answered)
 
     def _answered(self, _answer: "asyncio.Future[Verdicts]") -> None:
@@ -126,7 +131,7 @@ class StreamIntake:
         self._progress.set()
 
     def _add(self, rows: Sequence[NewEvent], positions: Sequence[int], verdicts: Verdicts) -> None:
-        summary = self.summary
+        summary = self._summary
         for offset, verdict in verdicts.items():
             if isinstance(verdict, Duplicate):
                 summary.duplicates += 1
@@ -152,9 +157,9 @@ class StreamIntake:
     def _reject(
         self, position: int, reason: str, violations: Sequence[Violation], event_id: str = ""
     ) -> None:
-        self.summary.rejected += 1
-        if len(self.summary.rejections) < MAX_REJECTIONS:
-            self.summary.rejections.append(
+        self._summary.rejected += 1
+        if len(self._summary.rejections) < MAX_REJECTIONS:
+            self._summary.rejections.append(
                 event_pb2.Rejection(
                     index=position,
                     reason=reason,

@@ -3,13 +3,13 @@
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import dramatiq
 import structlog
 
-from eventstore.values import DueEvent, EventKey
+from eventstore.values import DueEvent, EventKey, KeysByUser
 from worker.broker import QUEUE, RECOVERY_QUEUE, waiting_messages
 
 log = structlog.get_logger()
@@ -20,6 +20,8 @@ RECOVER_ACTOR = "recover_events"
 #: Seconds that nothing is sent after a failure; doubled with each further one.
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0
+#: Seconds between two rounds of messages, in which the groups of small commits gather.
+_LEAST_PAUSE = 0.005
 #: Messages in the queue beyond which no more are sent: rows wait as well, and cost Redis nothing.
 _MOST_WAITING = 20_000
 #: Groups that wait to be sent, beyond which they are left to the sweeper.
@@ -40,16 +42,18 @@ class Dispatcher:
         broker.declare_queue(QUEUE)
         broker.declare_queue(RECOVERY_QUEUE)
 
-    def first_deliveries(self, keys: Sequence[EventKey]) -> None:
+    def first_deliveries(self, keys: KeysByUser) -> None:
         """Send the keys of committed events; raises BrokerUnavailable."""
-        for start in range(0, len(keys), self._chunk_rows):
-            self._send(QUEUE, PROCESS_ACTOR, keys[start : start + self._chunk_rows], {})
+        for chunk in _chunks(keys, self._chunk_rows):
+            self._send(QUEUE, PROCESS_ACTOR, chunk, {})
 
     def recoveries(self, due: Iterable[DueEvent]) -> None:
         """Send what the sweeper took, by number of attempts; raises BrokerUnavailable."""
         for attempts, keys in by_attempts(due):
-            for start in range(0, len(keys), self._chunk_rows):
-                chunk = keys[start : start + self._chunk_rows]
+            by_user: KeysByUser = {}
+            for key in keys:
+                by_user.setdefault(key.user_id, []).append(key.id)
+            for chunk in _chunks(by_user, self._chunk_rows):
                 self._send(RECOVERY_QUEUE, RECOVER_ACTOR, chunk, {"attempts": attempts})
 
     def waiting(self, queue_name: str) -> int:
@@ -59,17 +63,12 @@ class Dispatcher:
         except Exception as error:
             raise BrokerUnavailable(type(error).__name__) from error
 
-    def _send(
-        self, queue_name: str, actor: str, keys: Sequence[EventKey], options: dict[str, int]
-    ) -> None:
-        by_user: dict[str, list[str]] = {}
-        for key in keys:
-            by_user.setdefault(key.user_id, []).append(key.id)
+    def _send(self, queue_name: str, actor: str, keys: KeysByUser, options: dict[str, int]) -> None:
         message: dramatiq.Message[None] = dramatiq.Message(
             queue_name=queue_name,
             actor_name=actor,
-            args=(by_user,),
-            kwargs=dict(options),
+            args=(keys,),
+            kwargs=options,
             options={},
         )
         try:
@@ -77,6 +76,23 @@ class Dispatcher:
         except Exception as error:
             # Redis and RabbitMQ clients share no base class, and raise OSError besides.
             raise BrokerUnavailable(type(error).__name__) from error
+
+
+def _chunks(keys: KeysByUser, rows: int) -> Iterator[KeysByUser]:
+    """Split keys into messages of at most `rows` events; most often there is one user."""
+    chunk: KeysByUser = {}
+    room = rows
+    for user_id, ids in keys.items():
+        start = 0
+        while start < len(ids):
+            chunk[user_id] = ids[start : start + room]
+            start += room
+            room -= len(chunk[user_id])
+            if room == 0:
+                yield chunk
+                chunk, room = {}, rows
+    if chunk:
+        yield chunk
 
 
 def by_attempts(due: Iterable[DueEvent]) -> list[tuple[int, list[EventKey]]]:
@@ -98,11 +114,12 @@ class BackgroundDispatcher:
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Take the dispatcher; `start` starts the thread."""
         self._dispatcher = dispatcher
-        self._groups: queue.SimpleQueue[Sequence[EventKey] | None] = queue.SimpleQueue()
+        self._groups: queue.SimpleQueue[KeysByUser | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="dispatch", daemon=True)
         self._pause = 0.0
         self._closed_until = 0.0
         self._checked_at = 0.0
+        self._sent_at = 0.0
 
     def start(self) -> None:
         """Start the thread."""
@@ -113,18 +130,18 @@ class BackgroundDispatcher:
         self._groups.put(None)
         self._thread.join(timeout)
 
-    def dispatch(self, keys: Sequence[EventKey]) -> None:
+    def dispatch(self, keys: KeysByUser) -> None:
         """Have the keys of a committed group sent; returns at once and never raises."""
         if self._groups.qsize() < _MOST_GROUPS:
             self._groups.put(keys)
 
     def _run(self) -> None:
-        while (group := self._groups.get()) is not None:
+        while (keys := self._next_keys()) is not None:
             if time.monotonic() < self._closed_until:
                 continue
             try:
                 self._check_depth()
-                self._dispatcher.first_deliveries(group)
+                self._dispatcher.first_deliveries(keys)
             except BrokerUnavailable as error:
                 self._pause = min(_LONGEST_PAUSE, self._pause * 2 or _FIRST_PAUSE)
                 self._closed_until = time.monotonic() + self._pause
@@ -133,6 +150,30 @@ class BackgroundDispatcher:
                 if self._pause:
                     self._pause = 0.0
                     log.info("broker_available")
+
+    def _next_keys(self) -> KeysByUser | None:
+        """Wait for a group, and take those that gathered behind it; None at the end.
+
+        Under load a message every few milliseconds is plenty: each costs as much as a hundred of
+        the events that it names.
+        """
+        group = self._groups.get()
+        if group is None:
+            return None
+        gather = self._sent_at + _LEAST_PAUSE - time.monotonic()
+        if gather > 0:
+            time.sleep(gather)
+        self._sent_at = time.monotonic()
+        keys: KeysByUser = {}
+        while group is not None:
+            for user_id, ids in group.items():
+                keys.setdefault(user_id, []).extend(ids)
+            try:
+                group = self._groups.get_nowait()
+            except queue.Empty:
+                return keys
+        self._groups.put(None)
+        return keys
 
     def _check_depth(self) -> None:
         now = time.monotonic()
