@@ -73,7 +73,7 @@ class Server:
     def __init__(self, name: str) -> None:
         """Reserve a folder and a port; `start` starts the process."""
         self.folder = Path(tempfile.mkdtemp(prefix=f"ingest-{name}-"))
-        self.port = _free_port()
+        self.port = free_port()
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,6 +81,11 @@ class Server:
         """The id of the running server process."""
         assert self._popen is not None, "the server is not running"
         return self._popen.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the server process was started and not ended by the kit."""
+        return self._popen is not None
 
     def log(self) -> str:
         """Return what the server has written so far."""
@@ -280,7 +285,8 @@ def _unprivileged(folder: Path) -> list[str]:
     return ["setpriv", "--pdeathsig", "QUIT", *change, "--"]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on, and that the kernel gives to no client."""
     for port in random.SystemRandom().sample(_PORTS, 100):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port

@@ -1,0 +1,41 @@
+"""The clients of the fault suite, as a program: writers and pollers that keep a journal.
+
+    python -m tests.faults.clients '{"target": "127.0.0.1:1", ...}'
+
+It ends on SIGTERM, when every writer has an answer or has given up on what it had begun.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from tests.faults.load import Client, Plan
+from tests.faults.pollers import Poller
+from tests.faults.writers import StreamWriter, UnaryWriter
+
+
+def main(argument: str) -> None:
+    """Run the plan until SIGTERM."""
+    plan = Plan.from_argument(argument)
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
+    unary = [Client(plan, f"unary{number}", stopping) for number in range(plan.unary)]
+    streams = [Client(plan, f"stream{number}", stopping) for number in range(plan.streams)]
+    polling = [Client(plan, f"poll{number}", stopping) for number in range(plan.pollers)]
+    runs: list[Callable[[], None]] = [
+        *(UnaryWriter(client).run for client in unary),
+        *(StreamWriter(client).run for client in streams),
+        *(Poller(client, unary + streams).run for client in polling),
+    ]
+    threads = [threading.Thread(target=run, daemon=True) for run in runs]
+    for thread in threads:
+        thread.start()
+    sys.stdout.write("started\n")
+    sys.stdout.flush()
+    for thread in threads:
+        thread.join()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,220 @@
+"""Bugs and oddities that FAULTS_PLANT switches on, each as patches of one or more modules.
+
+A plant takes the text after its `=` and returns (module, patch) pairs; a patch runs right after
+the module was imported. The bugs are what the suite must catch; `skew` and `time-limit` are tools.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, tzinfo
+from types import ModuleType
+from typing import Any
+
+Patches = list[tuple[str, Callable[[ModuleType], None]]]
+
+
+def acknowledge_before_commit(_text: str) -> Patches:
+    """Answers at once and writes a little later."""
+
+    def patch(intake: Any) -> None:
+        write = intake.Intake._write
+
+        def early(self: Any, submissions: Any) -> Any:
+            def later() -> None:
+                time.sleep(0.3)
+                try:
+                    self._dispatch(write(self, submissions)[1])
+                except Exception:  # noqa: BLE001  # that is the bug
+                    self._disconnect()
+
+            threading.Thread(target=later, daemon=True).start()
+            return [{} for _ in submissions], []
+
+        intake.Intake._write = early
+
+    return [("ingest_service.intake", patch)]
+
+
+def swallow_failed_group(_text: str) -> Patches:
+    """Answers OK when the database failed."""
+
+    def patch(intake: Any) -> None:
+        write = intake.Intake._write
+
+        def calm(self: Any, submissions: Any) -> Any:
+            try:
+                return write(self, submissions)
+            except Exception:  # noqa: BLE001  # that is the bug
+                self._disconnect()
+                return [{} for _ in submissions], []
+
+        intake.Intake._write = calm
+
+    return [("ingest_service.intake", patch)]
+
+
+def dispatch_before_commit(_text: str) -> Patches:
+    """Sends the message first, so that the worker looks for rows that are not there yet."""
+
+    def patch(intake: Any) -> None:
+        init, accept = intake.Intake.__init__, intake.accept
+        dispatches = []
+
+        def remember(self: Any, engine: Any, settings: Any, clock: Any, dispatch: Any) -> None:
+            dispatches.append(dispatch)
+            init(self, engine, settings, clock, lambda _keys: None)
+
+        def accept_and_send(connection: Any, *args: Any, **options: Any) -> Any:
+            verdicts, rows = accept(connection, *args, **options)
+            dispatches[-1]([intake.EventKey(row.user_id, row.id) for row in rows])
+            time.sleep(0.05)
+            return verdicts, rows
+
+        intake.Intake.__init__ = remember
+        intake.accept = accept_and_send
+
+    return [("ingest_service.intake", patch)]
+
+
+def duplicate_as_new(_text: str) -> Patches:
+    """Answers a duplicate with a receipt of its own."""
+
+    def patch(module: Any) -> None:
+        encode = module.encode_receipt
+        module.encode_receipt = lambda event, _verdict, index: encode(event, None, index)
+
+    return [("ingest_service.servicer", patch), ("ingest_service.streaming", patch)]
+
+
+def no_unique_key(_text: str) -> Patches:
+    """Takes every idempotency key for free."""
+
+    def patch(postgres: Any) -> None:
+        postgres.insert_keys = lambda _connection, rows: {
+            (row.user_id, row.idempotency_key) for row in rows
+        }
+
+    return [("eventstore.postgres", patch)]
+
+
+def no_sweeper(_text: str) -> Patches:
+    """Never looks for what was left over."""
+
+    def patch(sweeper: Any) -> None:
+        sweeper.Sweeper.start = lambda _self: None
+
+    return [("worker.sweeper", patch)]
+
+
+def wall_clock_lease(_text: str) -> Patches:
+    """Lets the sweeper ask its own machine what time it is."""
+
+    def patch(processing: Any) -> None:
+        in_seconds = processing.in_seconds
+
+        def own_time(seconds: float) -> Any:
+            if seconds == 0:
+                return datetime.fromtimestamp(time.time(), UTC)
+            return in_seconds(seconds)
+
+        processing.in_seconds = own_time
+
+    return [("eventstore.processing", patch)]
+
+
+def attempt_not_counted(_text: str) -> Patches:
+    """Takes a lease without counting the attempt."""
+
+    def patch(postgres: Any) -> None:
+        counted = "attempts = e.attempts + 1"
+        assert counted in postgres._LEASE
+        postgres._LEASE = postgres._LEASE.replace(counted, "attempts = e.attempts")
+
+    return [("eventstore.postgres", patch)]
+
+
+def no_final_guard(_text: str) -> Patches:
+    """Processes what it is told to, final or not, and is told twice."""
+
+    def patch_statements(postgres: Any) -> None:
+        assert " AND e.attempts = 0 AND e.lease_token IS NULL" in postgres._CLAIM
+        postgres._CLAIM = postgres._CLAIM.replace("AND e.status < 2", "").replace("SKIP LOCKED", "")
+        assert "AND e.status < 2" in postgres._FINISH
+        postgres._FINISH = postgres._FINISH.replace("AND e.status < 2 ", "")
+
+    def patch_dispatch(dispatch: Any) -> None:
+        first = dispatch.Dispatcher.first_deliveries
+
+        def twice(self: Any, keys: Any) -> None:
+            first(self, keys)
+            first(self, keys)
+
+        dispatch.Dispatcher.first_deliveries = twice
+
+    return [("eventstore.postgres", patch_statements), ("worker.dispatch", patch_dispatch)]
+
+
+def asynchronous_commit(_text: str) -> Patches:
+    """Commits without waiting for the disk."""
+
+    def patch(engine: Any) -> None:
+        create = engine.create_engine
+
+        def lax(*args: Any, **options: Any) -> Any:
+            connect = options.get("connect_args", {})
+            if "options" in connect:
+                connect["options"] = connect["options"].replace(
+                    "synchronous_commit=on", "synchronous_commit=off"
+                )
+            return create(*args, **options)
+
+        engine.create_engine = lax
+
+    return [("eventstore.engine", patch)]
+
+
+def skew(text: str) -> Patches:
+    """Moves the wall clock of the process by so many seconds; no bug."""
+    seconds = float(text)
+    true_time = time.time
+    time.time = lambda: true_time() + seconds
+
+    class Skewed(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Skewed":  # type: ignore[override]
+            shifted: Any = datetime.now(tz) + timedelta(seconds=seconds)
+            return shifted
+
+    def patch(api_jwt: Any) -> None:
+        api_jwt.datetime = Skewed
+
+    return [("jwt.api_jwt", patch)]
+
+
+def time_limit(text: str) -> Patches:
+    """Gives a message so many milliseconds; no bug."""
+
+    def patch(runtime: Any) -> None:
+        runtime._TIME_LIMIT_MS = int(text)
+
+    return [("worker.runtime", patch)]
+
+
+PLANTS: dict[str, Callable[[str], Patches]] = {
+    plant.__name__.replace("_", "-"): plant
+    for plant in (
+        acknowledge_before_commit,
+        swallow_failed_group,
+        dispatch_before_commit,
+        duplicate_as_new,
+        no_unique_key,
+        no_sweeper,
+        wall_clock_lease,
+        attempt_not_counted,
+        no_final_guard,
+        asynchronous_commit,
+        skew,
+        time_limit,
+    )
+}

@@ -1,0 +1,178 @@
+"""One trial: a user of its own, load, faults, and at the end the verdict."""
+
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
+from tests.faults.journal import History
+from tests.faults.load import Plan
+from tests.faults.rig import System, make_token
+from tests.faults.verdict import LogWatch, judge
+from tests.kit.processes import Process, start_process
+from tests.kit.waiting import eventually
+
+#: Seconds after the last fault in which every row comes to its end.
+SETTLE_SECONDS = 60.0
+#: Descriptors and threads that a process may have more than at its baseline: pools fill up.
+_MORE_DESCRIPTORS = 12
+_MORE_THREADS = 6
+
+
+class Load:
+    """A running load process."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        """Start it and wait for its first line."""
+        self.plan = plan
+        folder.mkdir(parents=True, exist_ok=True)
+        self.process: Process = start_process(
+            [sys.executable, "-m", "tests.faults.clients", plan.as_argument()],
+            folder,
+            ready=lambda process: process.stdout(),
+        )
+
+    def stop(self) -> None:
+        """Let every writer finish what it began, and end the process."""
+        self.process.terminate()
+        code = self.process.wait(self.plan.patience + 40)
+        assert code == 0, f"load ended with {code}:\n{self.process.output()}"
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL)."""
+        self.process.kill_group()
+
+
+class Trial:
+    """Load and verdict for one row; every trial has a user of its own."""
+
+    def __init__(self, rig: System, *, seed: int) -> None:
+        """Watch the logs from now on."""
+        self.rig = rig
+        self.random = random.Random(seed)  # noqa: S311  # repeatable, no secret
+        self.subject = f"trial-{uuid4().hex[:12]}"
+        self.token = make_token(self.subject)
+        self.folder = rig.folder / self.subject
+        self.logs = LogWatch(rig.members)
+        self.loads: list[Load] = []
+        self.began = time.monotonic()
+        self._counts = {member.name: counts(member.pids()) for member in _running(rig)}
+
+    def load(self, **changes: Any) -> Load:
+        """Start the usual load; `changes` are fields of Plan."""
+        plan = {
+            "target": self.rig.target(),
+            "token": self.token,
+            "folder": str(self.folder),
+            "run": f"{self.subject}-{len(self.loads)}",
+            "seed": self.random.randrange(1 << 30),
+        }
+        load = Load(Plan(**{**plan, **changes}), self.folder)
+        self.loads.append(load)
+        return load
+
+    def history(self) -> History:
+        """Return everything that the clients wrote so far."""
+        return History.read(*sorted(self.folder.glob("*.jsonl")))
+
+    def settle(self, seconds: float = SETTLE_SECONDS) -> float:
+        """Wait until no row is open and return how long that took."""
+        began = time.monotonic()
+        eventually(lambda: self.rig.ledger.open_rows(self.subject) == 0, seconds, interval=0.1)
+        return time.monotonic() - began
+
+    def violations(self, *, may_fail: Sequence[str] = (), allowed: Sequence[str] = ()) -> list[str]:
+        """Stop the load, let everything settle, and return what is wrong."""
+        for load in self.loads:
+            if load.process.returncode is None:
+                load.stop()
+        found = []
+        try:
+            self.settle()
+        except AssertionError as error:
+            found.append(f"not settled: {error}")
+        history = self.history()
+        if not history.facts("ok"):
+            found.append("no load: nothing was answered OK")
+        found += judge(self.rig.ledger, self.subject, history, may_fail=may_fail)
+        found += self.logs.findings(allowed)
+        return found + self._leaks()
+
+    def verdict(self, *, may_fail: Sequence[str] = (), allowed: Sequence[str] = ()) -> History:
+        """Fail with every violation, or return the history."""
+        found = self.violations(may_fail=may_fail, allowed=allowed)
+        assert not found, "\n".join(found)
+        return self.history()
+
+    def stub(self, server: int = 0) -> IngestServiceStub:
+        """Return a stub of this process for single calls."""
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500))
+        return IngestServiceStub(grpc.insecure_channel(self.rig.target(server), options=options))
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """The caller's token, as gRPC takes it."""
+        return (("authorization", f"Bearer {self.token}"),)
+
+    def _leaks(self) -> list[str]:
+        found = []
+        for member in _running(self.rig):
+            before = self._counts.get(member.name)
+            if before is None:
+                continue
+            try:
+                eventually(lambda m=member, b=before: _is_back(m.pids(), b), 10, interval=0.2)  # type: ignore[misc]
+            except AssertionError:
+                now = counts(member.pids())
+                found.append(f"leak: {member.name} had {before} and now has {now}")
+        return found
+
+
+def counts(pids: Sequence[int]) -> tuple[int, int, int]:
+    """Return how many processes, descriptors and threads there are."""
+    descriptors = threads = 0
+    for pid in pids:
+        try:
+            descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            threads += len(list(Path(f"/proc/{pid}/task").iterdir()))
+        except OSError:
+            continue
+    return len(pids), descriptors, threads
+
+
+def health(target: str, timeout: float = 2.0) -> tuple[str, float]:
+    """Ask for the whole server's health on a new connection: the answer and its milliseconds."""
+    with grpc.insecure_channel(target, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+        began = time.monotonic()
+        try:
+            grpc.channel_ready_future(channel).result(timeout)
+            began = time.monotonic()
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(), timeout=timeout
+            )
+        except grpc.FutureTimeoutError:
+            return "UNREACHABLE", (time.monotonic() - began) * 1000
+        except grpc.RpcError as error:
+            return error.code().name, (time.monotonic() - began) * 1000
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return name, (time.monotonic() - began) * 1000
+
+
+def _running(rig: System) -> list[Any]:
+    return [member for member in rig.members if member.started and member.up]
+
+
+def _is_back(pids: Sequence[int], before: tuple[int, int, int]) -> bool:
+    now = counts(pids)
+    return (
+        now[0] == before[0]
+        and now[1] <= before[1] + _MORE_DESCRIPTORS
+        and now[2] <= before[2] + _MORE_THREADS
+    )
