@@ -7,11 +7,13 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Row,
     Select,
     Text,
+    case,
     cast,
     func,
     null,
@@ -29,8 +31,11 @@ _MAX_MILLISECONDS = (1 << 48) - 1
 
 #: Rows that one page looks at, whatever the filters leave of them: the page's cost is bounded.
 SCAN_ROWS = 10_000
-#: Content that one page may carry, in bytes; the first event always comes.
-PAGE_BYTES = 2 << 20
+#: What one page may carry: in bytes at most four times as much, and clients take 4 MiB. The first
+#: event always comes.
+PAGE_CHARACTERS = 1_000_000
+#: Characters of an event beside attributes and content, roughly.
+_ROW_CHARACTERS = 500
 #: Newest events over which the final statuses are counted.
 COUNT_ROWS = 100_000
 
@@ -196,22 +201,26 @@ def _load(
         .where(events.c.user_id == user_id)
         .order_by(events.c.id.desc())
     )
+    size = _length(events.c.attributes) + _ROW_CHARACTERS
     if content:
-        size = func.length(cast(events.c.payload, Text)) + func.coalesce(
-            func.length(cast(events.c.properties, Text)), 0
-        )
-        before = (func.sum(size).over(order_by=events.c.id.desc()) - size).label("before")
-        sized = (
-            select(events.c.id, before)
-            .where(events.c.user_id == user_id, events.c.id.in_(ids))
-            .subquery()
-        )
-        statement = statement.where(
-            events.c.id.in_(select(sized.c.id).where(sized.c.before < PAGE_BYTES))
-        )
+        # With the properties of an event its payload comes a second time, as `original`.
+        again = case((events.c.properties.is_not(None), 2), else_=1)
+        size += _length(events.c.payload) * again + _length(events.c.properties)
+    with_it = func.sum(size).over(order_by=events.c.id.desc())
+    sized = (
+        select(events.c.id, (with_it - size).label("before"), with_it.label("with_it"))
+        .where(events.c.user_id == user_id, events.c.id.in_(ids))
+        .subquery()
+    )
+    fitting = (sized.c.before == 0) | (sized.c.with_it <= PAGE_CHARACTERS)
+    statement = statement.where(events.c.id.in_(select(sized.c.id).where(fitting)))
     # Named once more in full, so that only the partitions of these ids are opened.
     statement = statement.where(events.c.id.in_(ids))
     return [_stored(row) for row in connection.execute(statement)]
+
+
+def _length(column: Column[Any]) -> ColumnElement[int]:
+    return func.coalesce(func.length(cast(column, Text)), 0)
 
 
 def _selection(*, content: bool) -> Select[Any]:
