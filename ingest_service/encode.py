@@ -15,6 +15,8 @@ from ingest.v1 import event_pb2
 #: Levels that a Struct may have here: parsers stop at 100 nested messages, and each level of a
 #: Struct takes three.
 _STRUCT_DEPTH = 20
+#: Values that a Struct may have here: the smallest takes some 13 bytes, and a client takes 4 MiB.
+_STRUCT_VALUES = 50_000
 #: Largest integer that a double, the only number of a Struct, holds exactly.
 _EXACT_DOUBLES = 1 << 53
 
@@ -80,14 +82,18 @@ def _add_content(event: event_pb2.Event, stored: StoredEvent, payload_format: in
 
 
 def fits_struct(value: Any) -> bool:
-    """Whether a Struct holds a JSON value exactly: an object, not deep, with doubles only."""
+    """Whether a Struct holds a JSON value exactly: an object, not deep, not huge, with doubles."""
     if not isinstance(value, dict):
         return False
     level: list[Any] = [value]
+    count = 0
     for _ in range(_STRUCT_DEPTH + 1):
         inner: list[Any] = []
         for container in level:
             inner.extend(container.values() if isinstance(container, dict) else container)
+        count += len(inner)
+        if count > _STRUCT_VALUES:
+            return False
         for found in inner:
             if type(found) is int and abs(found) > _EXACT_DOUBLES:
                 return False
