@@ -4,7 +4,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit, urlunsplit
@@ -142,6 +143,21 @@ class Rig:
                     member.start()
             elif member.started and member.up:
                 member.stop()
+
+    @contextmanager
+    def planted(self, text: str, *members: Member) -> Iterator[None]:
+        """Run these members with FAULTS_PLANT set to `text`, and as they were afterwards."""
+        for member in members:
+            if member.started and member.up:
+                member.stop()
+            member.env["FAULTS_PLANT"] = text
+            member.start()
+        try:
+            yield
+        finally:
+            for member in members:
+                member.discard()
+                del member.env["FAULTS_PLANT"]
 
     def close(self) -> None:
         """End everything."""

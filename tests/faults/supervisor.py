@@ -52,6 +52,8 @@ class Member:
         self._args = args
         self._ready = ready
         self._state = _State()
+        #: Whether what a dead process leaves behind is ended before the next one starts.
+        self.ends_orphans = True
         self._keep = threading.Event()
         self._thread: threading.Thread | None = None
         folder.mkdir(parents=True)
@@ -166,7 +168,7 @@ class Member:
             while (ended := process.returncode) is None and self._keep.is_set():
                 time.sleep(_LOOK)
             died, code = time.monotonic(), ended
-            if self._keep.is_set():
+            if self._keep.is_set() and self.ends_orphans:
                 process.kill_group()
         process = self.process
         with suppress(AssertionError):

@@ -35,8 +35,8 @@ def test_submits_go_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None
     rig.redis.start()
     after = trial.verdict()
 
-    unary_before = _unary_ms(trial, 0, stopped)
-    unary_without = _unary_ms(trial, stopped, stopped + 4)
+    unary_before = trial.unary_ms(before=stopped)
+    unary_without = trial.unary_ms(stopped, stopped + 4)
     case.note(f"p99 {unary_before:.0f} ms with, {unary_without:.0f} ms without Redis")
     assert unary_without <= unary_before + 100
     assert not after.facts("unknown")
@@ -59,12 +59,6 @@ def test_nothing_is_lost_when_everything_is_killed(trial: Trial, rig: Rig) -> No
     history = trial.verdict()
 
     assert not history.facts("gave_up")
-
-
-def _unary_ms(trial: Trial, after: float, before: float) -> float:
-    found = trial.history().facts("ok", op="new", after=after, before=before)
-    times = sorted(entry.ms for entry in found.entries if entry.writer.startswith("unary"))
-    return times[int(len(times) * 0.99)] if times else 0.0
 
 
 @pytest.mark.row("S4", "SIGKILL of the embedded service")

@@ -88,6 +88,13 @@ class Trial:
         eventually(lambda: self.rig.ledger.open_rows(self.subject) == 0, seconds, interval=0.1)
         return time.monotonic() - began
 
+    def unary_ms(self, after: float = 0.0, before: float = 1e18, share: float = 0.99) -> float:
+        """Return a quantile of the milliseconds of unary submits that were answered OK."""
+        found = self.history().facts("ok", op="new", after=after, before=before).entries
+        return History(
+            tuple(entry for entry in found if entry.writer.startswith("unary"))
+        ).milliseconds(share)
+
     def violations(self, *, may_fail: Sequence[str] = (), allowed: Sequence[str] = ()) -> list[str]:
         """Stop the load, let everything settle, and return what is wrong."""
         for load in self.loads:

@@ -125,6 +125,10 @@ class LogWatch:
             if line.startswith("{") and f'"event": "{event}"' in line
         ]
 
+    def count(self) -> int:
+        """Return how many lines were written since then."""
+        return sum(1 for _ in self._new_lines())
+
     def _new_lines(self) -> Iterator[tuple[str, str]]:
         for path in self._files():
             with path.open("rb") as file:

@@ -34,10 +34,12 @@ class Point(Enum):
 class Trap:
     """Holds the first request that contains a pattern, until the test decides."""
 
-    def __init__(self, proxy: "Proxy", pattern: bytes, point: Point) -> None:
+    def __init__(self, proxy: "Proxy", pattern: bytes, point: Point, first: bytes) -> None:
         self.point = point
         self._proxy = proxy
         self._pattern = pattern
+        self._first = first
+        self._armed: set[int] = set()
         self._sprung = threading.Event()
         self._decided = asyncio.Event()
         self._taken = False
@@ -65,9 +67,15 @@ class Trap:
         self.cuts = cuts
         self._proxy.on_loop(self._decided.set)
 
-    def takes(self, piece: bytes) -> bool:
+    def takes(self, connection: "_Connection", piece: bytes) -> bool:
         """Whether this request is the one; asked on the proxy's loop."""
-        if self._taken or self._pattern not in piece:
+        if self._taken:
+            return False
+        if self._first and id(connection) not in self._armed:
+            if self._first in piece:
+                self._armed.add(id(connection))
+            return False
+        if self._pattern not in piece:
             return False
         self._taken = True
         return True
@@ -142,9 +150,12 @@ class Proxy:
         """Take connections again after `refuse`, on the same port."""
         self._wait(self._listen(socket.create_server(("127.0.0.1", self.port), backlog=256)))
 
-    def trap(self, pattern: bytes, point: Point) -> Trap:
-        """Set a trap for the first request from now on that contains `pattern`."""
-        trap = Trap(self, pattern, point)
+    def trap(self, pattern: bytes, point: Point, *, first: bytes = b"") -> Trap:
+        """Set a trap for the first request from now on that contains `pattern`.
+
+        With `first` only a connection counts that has sent this before, in an earlier request.
+        """
+        trap = Trap(self, pattern, point, first)
         self._traps.append(trap)
         return trap
 
@@ -268,7 +279,7 @@ class Proxy:
     async def _request(
         self, connection: _Connection, piece: bytes, sink: asyncio.StreamWriter
     ) -> bytes:
-        trap = next((trap for trap in self._traps if trap.takes(piece)), None)
+        trap = next((trap for trap in self._traps if trap.takes(connection, piece)), None)
         if trap is None:
             return piece
         if trap.point is Point.AFTER:

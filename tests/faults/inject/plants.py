@@ -182,9 +182,8 @@ def skew(text: str) -> Patches:
 
     class Skewed(datetime):
         @classmethod
-        def now(cls, tz: tzinfo | None = None) -> "Skewed":  # type: ignore[override]
-            shifted: Any = datetime.now(tz) + timedelta(seconds=seconds)
-            return shifted
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) + timedelta(seconds=seconds)
 
     def patch(api_jwt: Any) -> None:
         api_jwt.datetime = Skewed

@@ -1,0 +1,193 @@
+"""Rows 1 to 7: processes are killed, at random and at the worst moments, or stand still."""
+
+import signal
+import time
+
+import pytest
+
+from tests.faults.conftest import Case
+from tests.faults.rig import Rig
+from tests.faults.supervisor import Member
+from tests.faults.trial import Trial, health
+from tests.kit.processes import has_ended
+from tests.kit.proxy import Point, Trap
+from tests.kit.waiting import eventually
+
+COMMIT = b"COMMIT\x00"
+COPY = b"COPY events"
+CLAIM = b"SKIP LOCKED"
+FINISH = b"SET status = r.status"
+
+
+@pytest.mark.row(1, "SIGKILL of the server at random times")
+@pytest.mark.timeout(900)
+def test_a_killed_server_serves_again(trial: Trial, rig: Rig, case: Case) -> None:
+    """Within three seconds each time; a client that repeats loses nothing."""
+    trial.load()
+    downs = []
+    for _ in range(case.count(3, 100)):
+        time.sleep(case.random.uniform(0.5, 2) if not case.long else case.random.uniform(2, 10))
+        restart = rig.server.kill_and_wait()
+        downs.append(restart.ready - restart.died)
+    history = trial.verdict()
+
+    case.note(f"{len(downs)} kills, longest gap {max(downs):.1f} s")
+    assert max(downs) <= 3
+    assert not history.facts("gave_up")
+
+
+@pytest.mark.row(2, "SIGKILL of the server at named points")
+@pytest.mark.parametrize("point", ["mid-batch", "before-commit", "after-commit", "after-reply"])
+@pytest.mark.timeout(900)
+def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, point: str) -> None:
+    """Held in the line to the database or the broker, then killed: exact without a hook inside."""
+    line = rig.server_lines[0]
+    trial.load()
+    time.sleep(1)
+    for _ in range(case.count(1, 50)):
+        if point == "mid-batch":
+            trap = line.database.trap(COPY, Point.AFTER)
+        elif point == "before-commit":
+            trap = line.database.trap(COMMIT, Point.BEFORE, first=COPY)
+        elif point == "after-commit":
+            trap = line.database.trap(COMMIT, Point.AFTER, first=COPY)
+        else:
+            trap = line.broker.trap(b"enqueue", Point.BEFORE)
+        _kill_in(trap, rig.server, 0.1 if point == "after-reply" else 0)
+        time.sleep(0.5)
+    history = trial.verdict()
+
+    case.note(point)
+    assert not history.facts("gave_up")
+    if point == "after-commit":
+        # What was committed and not answered is answered as a duplicate when it is sent again.
+        assert any(entry.duplicate for entry in history.facts("ok", op="new").entries)
+
+
+@pytest.mark.row(3, "SIGKILL of a worker in an actor")
+@pytest.mark.parametrize("point", ["mid-actor", "before-commit", "after-commit"])
+@pytest.mark.timeout(900)
+def test_a_worker_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, point: str) -> None:
+    """What it had in hand is done again by another one, and once in effect."""
+    trial.load()
+    time.sleep(1)
+    for _ in range(case.count(1, 100)):
+        database = rig.worker_lines[0].database
+        trap = {
+            "mid-actor": lambda line=database: line.trap(CLAIM, Point.AFTER),
+            "before-commit": lambda line=database: line.trap(COMMIT, Point.BEFORE, first=FINISH),
+            "after-commit": lambda line=database: line.trap(COMMIT, Point.AFTER, first=FINISH),
+        }[point]()
+        _kill_in(trap, rig.workers[0])
+    killed = time.monotonic()
+    for load in trial.loads:
+        load.stop()
+    trial.settle()
+    redone = time.monotonic() - killed
+    trial.verdict()
+
+    case.note(f"{point}: all final {redone:.1f} s after the last kill")
+    assert redone <= (17 if case.long else 8)
+
+
+@pytest.mark.row(4, "SIGKILL of the worker's master alone")
+def test_orphans_end_by_themselves(trial: Trial, rig: Rig, case: Case) -> None:
+    """Within five seconds, while the next generation works already."""
+    worker = rig.workers[0]
+    worker.ends_orphans = False
+    try:
+        trial.load()
+        time.sleep(1)
+        for _ in range(case.count(1, 10)):
+            orphans = [pid for pid in worker.pids() if pid != worker.pid]
+            count = len(worker.restarts)
+            worker.process.kill()
+            killed = time.monotonic()
+            eventually(lambda pids=orphans: all(map(has_ended, pids)), timeout=5)  # type: ignore[misc]
+            case.note(f"orphans gone after {time.monotonic() - killed:.1f} s")
+            worker.wait_restart(count)
+        trial.verdict()
+    finally:
+        worker.ends_orphans = True
+
+
+@pytest.mark.row(5, "SIGKILL of everything at once")
+@pytest.mark.timeout(1200)
+def test_everything_killed_at_once_comes_back(trial: Trial, rig: Rig, case: Case) -> None:
+    """PostgreSQL with fsync keeps what was answered; Redis comes back empty."""
+    for _ in range(case.count(1, 20)):
+        load = trial.load()
+        time.sleep(case.random.uniform(1, 2))
+        rig.postgres.kill()
+        for member in (rig.server, *rig.workers):
+            member.kill()
+        rig.redis.kill()
+        rig.postgres.start()
+        rig.redis.start()
+        time.sleep(3)
+        load.stop()
+        drained = trial.settle()
+        case.note(f"drained in {drained:.1f} s")
+    history = trial.verdict()
+
+    assert not history.facts("gave_up")
+
+
+@pytest.mark.row(6, "SIGSTOP of a worker past its lease")
+@pytest.mark.timeout(300)
+def test_a_late_finish_is_refused(trial: Trial, rig: Rig, case: Case) -> None:
+    """A recovery attempt wakes up after another one took its rows: it writes nothing."""
+    rig.server_lines[0].broker.refuse()  # no message: every event takes the recovery path
+    traps = [line.database.trap(FINISH, Point.BEFORE) for line in rig.worker_lines]
+    trial.load()
+    eventually(lambda: any(trap.sprung for trap in traps), timeout=15)
+    victim = next(number for number, trap in enumerate(traps) if trap.sprung)
+    traps[1 - victim].release()
+    rig.workers[victim].signal_all(signal.SIGSTOP)
+    time.sleep(case.count(7, 60))
+    traps[victim].release()
+    rig.workers[victim].signal_all(signal.SIGCONT)
+    rig.server_lines[0].broker.accept()
+    trial.verdict()
+
+    late = [
+        line
+        for line in trial.logs.lines("event_processed")
+        if line["process"] == f"worker{victim}" and line["count"] == 0
+    ]
+    dropped = trial.logs.lines("message_dropped")
+    case.note("late finish wrote 0 rows" if late else "connection was cut before the late finish")
+    assert late or dropped
+
+
+@pytest.mark.row(7, "SIGSTOP of the server")
+@pytest.mark.timeout(120)
+def test_a_server_that_stands_still(trial: Trial, rig: Rig, case: Case) -> None:
+    """Clients time out cleanly, a probe sees it, and it goes on at once."""
+    load = trial.load(attempt_timeout=1.0)
+    time.sleep(1.5)
+    rig.server.signal_all(signal.SIGSTOP)
+    stopped = time.monotonic()
+    seen, _ = health(rig.target(), timeout=1)
+    time.sleep(case.count(4, 20) - (time.monotonic() - stopped))
+    rig.server.signal_all(signal.SIGCONT)
+    resumed = time.monotonic()
+    time.sleep(2.5)
+    load.stop()
+    history = trial.verdict()
+
+    again = history.facts("ok", op="new", after=resumed).entries[0].at - resumed
+    codes = {entry.code for entry in history.facts("unknown", after=stopped).entries}
+    case.note(f"probe saw {seen}; first OK {again:.1f} s after SIGCONT")
+    assert seen != "SERVING"
+    assert again <= 2
+    assert codes <= {"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "NO_RECEIPT"}
+
+
+def _kill_in(trap: Trap, member: Member, pause: float = 0.0) -> None:
+    trap.wait()
+    time.sleep(pause)
+    count = len(member.restarts)
+    member.kill()
+    trap.cut()
+    member.wait_restart(count)

@@ -1,0 +1,277 @@
+"""Rows 8 to 15: the broker loses everything, stalls, fills up, lies, or is not there at all."""
+
+import json
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from ingest.v1.event_pb2 import EventInput
+from ingest.v1.ingest_service_pb2 import SubmitEventRequest
+from tests.faults.conftest import Case
+from tests.faults.ledger import query
+from tests.faults.rig import Rig
+from tests.faults.trial import Trial, counts, health
+from tests.kit.processes import has_ended
+from tests.kit.waiting import eventually
+
+#: A p99 of some hundred calls on a shared machine; less than this says nothing.
+_NOISE_MS = 50.0
+
+
+@pytest.mark.row(8, "Redis FLUSHALL again and again")
+@pytest.mark.timeout(200)
+def test_flushed_queues(trial: Trial, rig: Rig, case: Case) -> None:
+    """No call fails or is slower, and the sweeper finds what the queue forgot."""
+    trial.load()
+    time.sleep(2)
+    began = time.monotonic()
+    for _ in range(case.count(4, 12)):
+        _client(rig).flushall()
+        time.sleep(case.count(1, 5))
+    ended = time.monotonic()
+    _still_fast(trial, case, began, ended, factor=1.5)
+    for load in trial.loads:
+        load.stop()
+    lag = trial.settle(10)
+    trial.verdict()
+
+    case.note(f"all final {lag:.1f} s after the load")
+
+
+@pytest.mark.row(9, "Redis killed, back empty")
+def test_redis_comes_back_empty(trial: Trial, rig: Rig, case: Case) -> None:
+    """As a flush, with a second of refused connections."""
+    trial.load()
+    time.sleep(2)
+    began = time.monotonic()
+    rig.redis.kill()
+    time.sleep(1)
+    rig.redis.start()
+    time.sleep(2)
+    _still_fast(trial, case, began, time.monotonic(), factor=1.5)
+    trial.verdict()
+
+
+@pytest.mark.row(10, "Redis down")
+@pytest.mark.timeout(500)
+def test_work_goes_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None:
+    """Submits stay OK and quick, and the sweepers process what nobody announces."""
+    trial.load()
+    time.sleep(2)
+    began = time.monotonic()
+    rig.redis.kill()
+    time.sleep(case.count(6, 300))
+    ended = time.monotonic()
+    oldest = query(
+        rig.url,
+        "SELECT coalesce(max(extract(epoch FROM now() - received_at)), 0)::float FROM events"
+        " WHERE status = 1",
+    )[0][0]
+    rig.redis.start()
+    _still_fast(trial, case, began, ended)
+    trial.verdict()
+
+    case.note(f"oldest open row {oldest:.1f} s")
+    assert oldest <= 8
+
+
+@pytest.mark.row(11, "Redis stalls")
+def test_a_stalled_redis_is_left_alone(trial: Trial, rig: Rig, case: Case) -> None:
+    """The breaker opens at once; neither calls nor the event loop nor threads notice."""
+    trial.load()
+    time.sleep(2)
+    threads = counts(rig.server.pids())[2]
+    began = time.monotonic()
+    for line in (*rig.server_lines, *rig.worker_lines):
+        line.broker.stall()
+    eventually(lambda: _told(trial, "broker_unavailable"), timeout=1.5)
+    opened = time.monotonic() - began
+    slowest = 0.0
+    while time.monotonic() < began + case.count(4, 30):
+        slowest = max(slowest, health(rig.target())[1])
+        time.sleep(0.1)
+    ended = time.monotonic()
+    more_threads = counts(rig.server.pids())[2] - threads
+    for line in (*rig.server_lines, *rig.worker_lines):
+        line.broker.resume()
+    _still_fast(trial, case, began, ended)
+    trial.verdict()
+
+    case.note(f"breaker after {opened:.1f} s; health at most {slowest:.0f} ms")
+    assert slowest <= 50 + _NOISE_MS
+    assert more_threads <= 2
+
+
+@pytest.mark.row(12, "Redis full, noeviction")
+def test_a_full_redis(trial: Trial, rig: Rig, case: Case) -> None:
+    """As one that is down, and without a flood of log lines."""
+    trial.load()
+    time.sleep(2)
+    client = _client(rig)
+    client.config_set("maxmemory", 4 << 20)
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        for number in range(10_000):
+            client.set(f"junk{number}", b"x" * 8_192)
+    began, lines = time.monotonic(), trial.logs.count()
+    time.sleep(case.count(5, 60))
+    ended, written = time.monotonic(), trial.logs.count() - lines
+    processed = len(trial.logs.lines("event_processed")) + len(
+        trial.logs.lines("event_redispatched")
+    )
+    client.flushall()
+    client.config_set("maxmemory", 0)
+    _still_fast(trial, case, began, ended)
+    trial.verdict()
+
+    noise = Counter(str(line["process"]) for line in trial.logs.lines("broker_unavailable"))
+    case.note(f"{written} lines in {ended - began:.0f} s ({processed} of work); {dict(noise)}")
+    assert all(count <= (ended - began) + 5 for count in noise.values())
+
+
+@pytest.mark.row(13, "Redis loses one reply in ten")
+def test_lost_replies(trial: Trial, rig: Rig, case: Case) -> None:
+    """Fetches, acknowledgements and enqueues alike; what is stuck is sent again."""
+    lines = [line.broker for line in (*rig.server_lines, *rig.worker_lines)]
+    for proxy in lines:
+        proxy.lost_replies = 0.1
+    load = trial.load()
+    time.sleep(case.count(6, 60))
+    load.stop()
+    for proxy in lines:
+        proxy.lost_replies = 0
+    drained = trial.settle()
+    trial.verdict(allowed=[r"Consumer encountered", r"Failed to"])
+
+    case.note(f"drained in {drained:.1f} s")
+    assert drained <= 30
+
+
+@pytest.mark.row(14, "actor fails while Redis is down")
+def test_failures_without_a_broker(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -> None:
+    """The row keeps the count: one attempt for each failure, one for the success."""
+    switch = tmp_path / "go"
+    tmp_path.chmod(0o755)
+    trial.load()
+    time.sleep(1)
+    ids = []
+    for number in range(10):
+        payload = {"key": f"until-{number}", "fault": "until", "file": str(switch)}
+        event = EventInput(type="fault.until", payload_json=json.dumps(payload))
+        answer = trial.stub().SubmitEvent(SubmitEventRequest(event=event), metadata=trial.metadata)
+        ids.append(answer.receipt.event_id)
+        if number == 5:
+            rig.redis.kill()
+    time.sleep(2.5)
+    switch.touch()
+    time.sleep(1)
+    rig.redis.start()
+    for load in trial.loads:
+        load.stop()
+    trial.settle()
+    failures = Counter(line["event_id"] for line in trial.logs.lines("event_failed"))
+    rows = query(
+        rig.url, "SELECT id::text, status, attempts FROM events WHERE id = ANY (%s::uuid[])", ids
+    )
+    found = trial.violations()
+
+    assert {row[0]: (row[1], row[2]) for row in rows} == {
+        event_id: (2, failures[event_id] + 1) for event_id in ids
+    }
+    assert all(failures[event_id] for event_id in ids)
+    # These events have no key, which the verdict's journal does not know.
+    assert not [text for text in found if "None" not in text]
+    case.note(f"{sum(failures.values())} failures of 10 events")
+
+
+@pytest.mark.row(15, "garbage in the queue")
+def test_foreign_messages(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -> None:
+    """Nothing of it executes, and it does not keep good messages from their end."""
+    trap = tmp_path / "executed"
+    load = trial.load()
+    time.sleep(1)
+    client = _client(rig)
+    for number, body in enumerate(_garbage(trap)):
+        name = f"garbage-{number}-{trial.subject}"
+        for queue in ("ingest", "ingest-recovery"):
+            client.hset(f"dramatiq:{queue}.msgs", name, body)
+            client.rpush(f"dramatiq:{queue}", name)
+    client.rpush("dramatiq:ingest", "no-such-message", b"\xff\xfe", "")
+    time.sleep(3)
+    load.stop()
+    drained = trial.settle()
+    trial.verdict(allowed=[r"Consumer encountered", r"Failed to process message", r"[Dd]ecode"])
+
+    case.note(f"drained in {drained:.1f} s; not counted in a metric, there is none yet")
+    assert drained <= 30
+    assert not trap.exists()
+    assert not any(has_ended(pid) for worker in rig.workers for pid in worker.pids())
+
+
+class _Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self._path), "w")
+
+
+def _garbage(trap: Path) -> Iterator[bytes]:
+    def message(actor: str, *args: object, **kwargs: object) -> bytes:
+        body = {
+            "queue_name": "ingest",
+            "actor_name": actor,
+            "args": args,
+            "kwargs": kwargs,
+            "options": {"redis_message_id": "x"},
+            "message_id": "y",
+            "message_timestamp": 0,
+        }
+        return json.dumps(body).encode()
+
+    yield b""
+    yield b"\x80\xff garbage"
+    yield b"{"
+    yield b"[]"
+    yield b'{"some": "json"}'
+    yield pickle.dumps(_Bomb(trap))
+    yield message("no_such_actor", {})
+    yield message("process_events")
+    yield message("process_events", "text")
+    yield message("process_events", {"../../etc": ["passwd"]})
+    yield message("process_events", {"a": {"b": 1}})
+    yield message("process_events", {"x" * 36: ["y" * 36] * 20_000})
+    yield message("recover_events", {}, attempts="many")
+    yield message(
+        "recover_events",
+        {"00000000-0000-0000-0000-000000000000": ["00000000-0000-7000-8000-000000000000"]},
+        attempts=0,
+    )
+
+
+def _client(rig: Rig) -> "redis.Redis":
+    with closing(redis.Redis.from_url(rig.redis.url)) as client:
+        return client
+
+
+def _told(trial: Trial, event: str) -> bool:
+    return bool(trial.logs.lines(event))
+
+
+def _still_fast(
+    trial: Trial, case: Case, began: float, ended: float, *, factor: float = 1.0
+) -> None:
+    """No call failed between the two times, and the p99 of submits stayed."""
+    before = trial.unary_ms(before=began)
+    during = trial.unary_ms(began, ended)
+    case.note(f"submit p99 {before:.0f} ms, then {during:.0f} ms")
+    unknown = trial.history().facts("unknown", after=began, before=ended)
+    assert not unknown, unknown.entries[0]
+    assert during <= max(before * factor, before + _NOISE_MS)
