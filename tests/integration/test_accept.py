@@ -1,0 +1,111 @@
+"""One group of the intake, written by hand: what it decides about keys, on both databases."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import Engine, func, select
+
+from eventstore.accept import Verdicts, accept
+from eventstore.schema import events, idempotency_keys
+from eventstore.values import Duplicate, EventStatus, KeyConflict, NewEvent, Submission, User
+from ingest_service.ids import EventIds
+
+NOW = datetime.now(UTC)
+ALICE = User(
+    id="11111111-1111-5111-8111-111111111111", issuer="ingest", subject="alice", email="a@b"
+)
+_IDS = EventIds()
+
+
+def made(content: str, key: str = "", user: User = ALICE) -> NewEvent:
+    (event_id,) = _IDS.take(int(NOW.timestamp() * 1000), 1)
+    fingerprint = hashlib.sha256(content.encode()).digest() if key else b""
+    return NewEvent(
+        user.id, event_id, content, "", "", key, fingerprint, NOW, NOW, "", '{"a":1}'
+    )  # fmt: skip
+
+
+def submission(*rows: NewEvent, atomic: bool = True) -> Submission:
+    return Submission(user=ALICE, events=rows, atomic=atomic, size=1)
+
+
+def write(store: Engine, *group: Submission) -> list[Verdicts]:
+    with store.begin() as connection:
+        verdicts, _ = accept(
+            connection, group, unseen=[ALICE], next_attempt=NOW + timedelta(seconds=5)
+        )
+    return verdicts
+
+
+def stored(store: Engine) -> tuple[int, dict[str, str]]:
+    """How many events there are, and which event holds which key."""
+    with store.connect() as connection:
+        count = connection.execute(select(func.count()).select_from(events)).scalar_one()
+        keys = connection.execute(select(idempotency_keys.c.key, idempotency_keys.c.event_id))
+        return count, {row.key: row.event_id for row in keys}
+
+
+def test_a_refused_batch_leaves_its_keys_to_a_later_submission_of_the_group(store: Engine) -> None:
+    first = made("first", "taken")
+    write(store, submission(first))
+    loser, winner = made("loser", "wanted"), made("winner", "wanted")
+
+    verdicts = write(
+        store, submission(loser, made("other", "taken")), submission(winner), submission(winner)
+    )
+
+    assert verdicts[0][1] == KeyConflict(first.id)
+    assert verdicts[1] == {}
+    assert verdicts[2] == {0: Duplicate(winner.id, NOW, EventStatus.PENDING)}
+    assert stored(store) == (2, {"taken": first.id, "wanted": winner.id})
+
+
+def test_a_refused_batch_leaves_keys_that_nobody_wants_free(store: Engine) -> None:
+    first = made("first", "taken")
+    write(store, submission(first))
+
+    write(store, submission(made("loser", "wanted"), made("other", "taken")))
+
+    assert stored(store) == (1, {"taken": first.id})
+
+
+def test_a_batch_that_conflicts_with_an_earlier_one_of_the_group_is_refused(store: Engine) -> None:
+    winner = made("one", "k")
+
+    verdicts = write(store, submission(winner, made("x")), submission(made("y"), made("two", "k")))
+
+    assert verdicts == [{}, {1: KeyConflict(winner.id)}]
+    assert stored(store) == (2, {"k": winner.id})
+
+
+def test_in_a_stream_only_the_conflicting_event_is_refused(store: Engine) -> None:
+    winner = made("one", "k")
+
+    verdicts = write(
+        store, submission(winner), submission(made("y"), made("two", "k"), made("z"), atomic=False)
+    )
+
+    assert verdicts == [{}, {1: KeyConflict(winner.id)}]
+    assert stored(store)[0] == 3
+
+
+def test_a_group_of_many_users_and_keys_is_one_transaction(store: Engine) -> None:
+    rows = [made(f"content {number % 700}", f"key {number % 700}") for number in range(2_000)]
+
+    verdicts = write(store, submission(*rows, atomic=False))
+
+    assert len(verdicts[0]) == 1_300
+    assert all(isinstance(verdict, Duplicate) for verdict in verdicts[0].values())
+    assert stored(store) == (700, {row.idempotency_key: row.id for row in rows[:700]})
+
+
+def test_a_key_outlives_its_event_and_says_that_it_was_final(store: Engine) -> None:
+    """Retention may drop the event before the key."""
+    first = made("one", "k")
+    write(store, submission(first))
+    with store.begin() as connection:
+        connection.execute(events.delete().where(events.c.user_id == ALICE.id))
+
+    (verdicts,) = write(store, submission(made("one", "k")))
+
+    assert verdicts == {0: Duplicate(first.id, NOW, EventStatus.PROCESSED)}

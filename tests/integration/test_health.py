@@ -1,0 +1,102 @@
+"""Readiness follows the database, liveness does not, and neither needs a token."""
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from eventstore import migrations
+from tests.kit.caller import event, refused
+from tests.kit.server import Service, Start, settings_for
+from tests.kit.services import Postgres, start_postgres
+from tests.kit.waiting import eventually
+
+READY = ("", "ingest.v1.IngestService")
+
+
+def health(server: Service, service: str = "") -> str:
+    """What the server says of itself, by name."""
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = stub.Check(request, timeout=5)  # type: ignore[attr-defined]
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that this test may stop."""
+    server = start_postgres()
+    migrations.upgrade(server.url)
+    yield server
+    server.remove()
+
+
+@pytest.mark.parametrize("name", [*READY, "liveness"])
+def test_a_healthy_server_is_serving_without_a_token(service: Service, name: str) -> None:
+    assert health(service, name) == "SERVING"
+
+
+def test_a_service_that_is_not_here_is_not_found(service: Service) -> None:
+    assert refused(health, service, "other.v1.Other").code is grpc.StatusCode.NOT_FOUND
+
+
+def test_readiness_follows_the_database_and_comes_back_alone(
+    postgres: Postgres, redis_url: str, start_service: Start
+) -> None:
+    server = start_service(settings_for(postgres.url, redis_url))
+    alice = server.caller()
+    first = alice.submit(event(idempotency_key="before"))
+
+    postgres.stop("immediate")
+    eventually(lambda: {health(server, name) for name in READY} == {"NOT_SERVING"})
+    assert health(server, "liveness") == "SERVING"
+    for call in (lambda: alice.submit(event()), lambda: alice.get(first.event_id), alice.counts):
+        refusal = refused(call)
+        assert refusal.verdict == ("UNAVAILABLE", "STORAGE_UNAVAILABLE")
+        assert refusal.retry_delay is not None
+        assert 0 < refusal.retry_delay <= 5
+
+    postgres.start()
+    eventually(lambda: {health(server, name) for name in READY} == {"SERVING"})
+    assert alice.submit(event(idempotency_key="before")).event_id == first.event_id
+    assert alice.is_served()
+
+
+def test_a_database_without_the_schema_is_not_ready(
+    empty_database_url: str, redis_url: str, start_service: Start
+) -> None:
+    """The server waits for the migration; nothing has to be started again."""
+    server = start_service(settings_for(empty_database_url, redis_url))
+    assert health(server) == "NOT_SERVING"
+    assert refused(server.caller().submit, event()).code is grpc.StatusCode.UNAVAILABLE
+
+    migrations.upgrade(empty_database_url)
+
+    eventually(lambda: health(server) == "SERVING")
+    assert server.caller().is_served()
+
+
+def test_a_watcher_hears_of_the_end(store_url: str, redis_url: str, start_service: Start) -> None:
+    server = start_service(settings_for(store_url, redis_url))
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="")
+        watch = stub.Watch(request, timeout=20)  # type: ignore[attr-defined]
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server.process.terminate()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+    assert server.process.wait() == 0
+
+
+@pytest.mark.parametrize("broker", ["redis://127.0.0.1:1/0", "redis://host.invalid:6379/0"])
+def test_a_broker_that_is_away_changes_nothing_for_a_caller(
+    store_url: str, start_service: Start, broker: str
+) -> None:
+    server = start_service(settings_for(store_url, broker))
+
+    for _ in range(20):
+        server.caller().submit(event(), timeout=1)
+    assert health(server) == "SERVING"

@@ -1,0 +1,33 @@
+"""Reflection: off unless it is switched on, and then open to everybody."""
+
+from typing import Any
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.kit.caller import Caller, refused
+from tests.kit.server import Service, Start, settings_for
+
+
+def services(server: Service, caller: Caller) -> list[str]:
+    stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    call: Any = stub.ServerReflectionInfo
+    answers = call(iter([ask]), metadata=caller.metadata, timeout=5)
+    return [found.name for found in next(answers).list_services_response.service]
+
+
+@pytest.mark.parametrize("with_token", [False, True])
+def test_reflection_is_off_by_default(service: Service, with_token: bool) -> None:
+    caller = service.caller() if with_token else service.nobody()
+
+    assert refused(services, service, caller).code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_reflection_can_be_switched_on_and_needs_no_token(
+    database_url: str, redis_url: str, start_service: Start
+) -> None:
+    server = start_service(settings_for(database_url, redis_url, REFLECTION="true"))
+
+    assert "ingest.v1.IngestService" in services(server, server.nobody())

@@ -1,0 +1,182 @@
+"""TLS and mTLS: who gets in, and new certificates while streams are open."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ingest.channel import TLS
+from ingest.client import IngestClient
+from ingest.errors import IngestError
+from ingest.v1.event_pb2 import EventInput
+from tests.kit.caller import Caller, event
+from tests.kit.certificates import Authority, write
+from tests.kit.processes import Processes
+from tests.kit.server import BIN, Service, Start, settings_for
+from tests.kit.tokens import make_token
+from tests.kit.waiting import eventually
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def tls_env(
+    database_url: str, redis_url: str, authority: Authority, tmp_path: Path
+) -> dict[str, str]:
+    """Settings of a server with TLS."""
+    cert, key = write(tmp_path, *authority.issue())
+    tls = {"TLS_CERT_FILE": str(cert), "TLS_KEY_FILE": str(key), "STREAM_IDLE_SECONDS": "30"}
+    return settings_for(database_url, redis_url, **tls)
+
+
+def served(server: Service, credentials: grpc.ChannelCredentials | None) -> bool:
+    """Whether a call with these credentials gets through; False when there is no connection."""
+    channel = (
+        grpc.secure_channel(server.address, credentials)
+        if credentials
+        else grpc.insecure_channel(server.address)
+    )
+    with channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=1)
+        except grpc.FutureTimeoutError:
+            return False
+        return Caller(channel, make_token()).is_served()
+
+
+def serial_of(server: Service, authority: Authority) -> bytes | None:
+    """The certificate that a new connection is shown."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", server.port), 5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+    ):
+        return wrapped.getpeercert(binary_form=True)
+
+
+def test_with_tls_only_who_trusts_the_authority_gets_in(
+    tls_env: dict[str, str], authority: Authority, start_service: Start
+) -> None:
+    server = start_service(tls_env)
+
+    assert served(server, grpc.ssl_channel_credentials(authority.pem))
+    assert not served(server, grpc.ssl_channel_credentials(Authority("other").pem))
+    assert not served(server, None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_old_versions_of_tls_are_refused(
+    tls_env: dict[str, str], authority: Authority, start_service: Start
+) -> None:
+    server = start_service(tls_env)
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+
+    with (
+        socket.create_connection(("127.0.0.1", server.port), 5) as plain,
+        pytest.raises(OSError, match=r"(?i)ssl|tls|reset|eof"),
+    ):
+        context.wrap_socket(plain, server_hostname="localhost")
+    assert served(server, grpc.ssl_channel_credentials(authority.pem))
+
+
+def test_with_a_client_authority_a_certificate_is_needed_besides_the_token(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    clients = Authority("clients")
+    ca_file = tmp_path / "clients.pem"
+    ca_file.write_bytes(clients.pem)
+    server = start_service(tls_env | {"INGEST_TLS_CLIENT_CA_FILE": str(ca_file)})
+
+    def credentials(issuer: Authority | None, days: int = 1) -> grpc.ChannelCredentials:
+        if issuer is None:
+            return grpc.ssl_channel_credentials(authority.pem)
+        certificate, key = issuer.issue("client", days=days)
+        return grpc.ssl_channel_credentials(authority.pem, key, certificate)
+
+    assert served(server, credentials(clients))
+    assert not served(server, credentials(None))
+    assert not served(server, credentials(Authority("strangers")))
+    assert not served(server, credentials(clients, days=-1))
+
+
+def test_the_client_speaks_tls_and_mtls(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    ca_file, folder = tmp_path / "ca.pem", tmp_path / "client"
+    folder.mkdir()
+    ca_file.write_bytes(authority.pem)
+    cert, key = write(folder, *authority.issue("client"))
+    server = start_service(tls_env | {"INGEST_TLS_CLIENT_CA_FILE": str(ca_file)})
+
+    with IngestClient(
+        server.address, make_token(), tls=TLS(ca_file=ca_file, cert_file=cert, key_file=key)
+    ) as client:
+        assert not client.submit(event(), timeout=10).duplicate
+    with (
+        IngestClient(server.address, make_token(), tls=TLS(ca_file=ca_file)) as client,
+        pytest.raises(IngestError),
+    ):
+        client.submit(event(), timeout=1)
+
+
+def test_a_new_certificate_is_taken_over_without_dropping_an_open_stream(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    server = start_service(tls_env)
+    before = serial_of(server, authority)
+    go_on = threading.Event()
+    answers: list[int] = []
+
+    def messages() -> Iterator[list[EventInput]]:
+        yield [event("before")]
+        go_on.wait(20)
+        yield [event("after")]
+
+    with grpc.secure_channel(
+        server.address, grpc.ssl_channel_credentials(authority.pem)
+    ) as channel:
+        alice = Caller(channel, make_token())
+        thread = threading.Thread(target=lambda: answers.append(alice.stream(messages()).accepted))
+        thread.start()
+        eventually(lambda: alice.counts() == {"PENDING": 1})
+
+        write(tmp_path, *authority.issue("renewed"))
+        eventually(lambda: serial_of(server, authority) != before)
+        go_on.set()
+        thread.join()
+
+    assert answers == [2]
+    assert served(server, grpc.ssl_channel_credentials(authority.pem))
+
+
+def test_a_broken_replacement_leaves_the_old_certificate_in_use(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    server = start_service(tls_env)
+    (tmp_path / "cert.pem").write_bytes(b"half a certif")
+
+    for _ in range(3):
+        assert served(server, grpc.ssl_channel_credentials(authority.pem))
+
+
+def test_a_certificate_without_its_key_stops_the_start(
+    tls_env: dict[str, str], processes: Processes, tmp_path: Path
+) -> None:
+    (tmp_path / "key.pem").unlink()
+    process = processes.start(BIN / "ingest-service", "serve", env=tls_env)
+
+    assert process.wait() == 2
+    assert "TLS" in process.stderr()
+    assert "Traceback" not in process.output()
