@@ -65,9 +65,8 @@ class NewEvent(NamedTuple):
     payload: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """The events of one call or one stream message, which wait for one answer."""
+class Submission(NamedTuple):
+    """The events of one call, or of some messages of a stream, which wait for one answer."""
 
     user: User
     events: Sequence[NewEvent]

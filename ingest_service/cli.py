@@ -1,6 +1,7 @@
 """The command `ingest-service`: reads settings, builds a value, calls one function."""
 
 import asyncio
+import gc
 import os
 import re
 import secrets
@@ -211,6 +212,9 @@ def _run(start: Callable[[], object]) -> None:
     """Run a coroutine on uvloop; grpc reads twice as many stream messages with it."""
     import uvloop
 
+    # What is loaded now stays: collecting garbage must not walk through it again and again.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(start())  # type: ignore[arg-type]
 

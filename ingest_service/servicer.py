@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from eventstore import reading
 from eventstore.accept import Verdicts
 from eventstore.reading import NEWEST, Filters
 from eventstore.settings import Settings
-from eventstore.values import EventStatus, KeyConflict, NewEvent, NotStorable, Submission
+from eventstore.values import EventStatus, KeyConflict, NotStorable, Submission
 from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.decode import EventDecoder, check_text, decode_time
@@ -206,7 +206,6 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         """Store an atomic submission; raises what refuses it."""
         verdicts = await self._intake.submit(submission)
         _raise_refusals(verdicts, field)
-        _log_accepted(submission.events, verdicts)
         return [
             encode_receipt(event, verdicts.get(index), index)
             for index, event in enumerate(submission.events)
@@ -223,15 +222,6 @@ def _raise_refusals(verdicts: Verdicts, field: str) -> None:
             raise IdempotencyConflict(verdict.event_id, index)
         if isinstance(verdict, NotStorable):
             raise FieldInvalid([Violation(field.format(index), verdict.reason)])
-
-
-def _log_accepted(events: Sequence[NewEvent], verdicts: Verdicts) -> None:
-    log.debug(
-        "event_accepted",
-        event_id=events[0].id,
-        count=len(events) - len(verdicts),
-        duplicates=len(verdicts),
-    )
 
 
 def _payload_format(value: int) -> int:

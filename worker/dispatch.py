@@ -21,7 +21,7 @@ RECOVER_ACTOR = "recover_events"
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 5.0
 #: Seconds between two rounds of messages, in which the groups of small commits gather.
-_LEAST_PAUSE = 0.005
+_LEAST_PAUSE = 0.02
 #: Messages in the queue beyond which no more are sent: rows wait as well, and cost Redis nothing.
 _MOST_WAITING = 20_000
 #: Groups that wait to be sent, beyond which they are left to the sweeper.
@@ -154,7 +154,7 @@ class BackgroundDispatcher:
     def _next_keys(self) -> KeysByUser | None:
         """Wait for a group, and take those that gathered behind it; None at the end.
 
-        Under load a message every few milliseconds is plenty: each costs as much as a hundred of
+        Under load fifty rounds a second are plenty: each costs as much as a hundred of
         the events that it names.
         """
         group = self._groups.get()
