@@ -1,6 +1,7 @@
 """From keys to messages and back: chunks, users, and whatever a stranger puts into the queue."""
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import dramatiq
@@ -18,10 +19,19 @@ from worker.runtime import parse_keys
 
 ALICE = "11111111-1111-5111-8111-111111111111"
 BOB = "22222222-2222-5222-8222-222222222222"
+CAROL = "33333333-3333-5333-8333-333333333333"
 
 
 def key(number: int, user: str = ALICE) -> EventKey:
     return EventKey(user, f"01980000-0000-7000-8000-{number:012x}")
+
+
+def by_user(keys: Iterable[EventKey]) -> dict[str, list[str]]:
+    """Keys as the intake hands them over."""
+    found: dict[str, list[str]] = {}
+    for one in keys:
+        found.setdefault(one.user_id, []).append(one.id)
+    return found
 
 
 @pytest.fixture
@@ -44,17 +54,31 @@ def test_keys_go_in_chunks_and_none_is_lost(
 ) -> None:
     keys = [key(number) for number in range(count)]
 
-    Dispatcher(broker, chunk_rows=3).first_deliveries(keys)
+    Dispatcher(broker, chunk_rows=3).first_deliveries(by_user(keys))
 
     chunks = [parse_keys(message.args[0]) for message in sent(broker, QUEUE)]
     assert [len(chunk) for chunk in chunks] == sizes
     assert [one for chunk in chunks for one in chunk] == keys
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 100])
+def test_keys_of_several_users_share_messages_and_none_is_lost(
+    broker: dramatiq.Broker, rows: int
+) -> None:
+    keys = [key(number, user) for user in (ALICE, BOB, CAROL) for number in range(5)]
+
+    Dispatcher(broker, chunk_rows=rows).first_deliveries(by_user(keys))
+
+    chunks = [parse_keys(message.args[0]) for message in sent(broker, QUEUE)]
+    assert all(1 <= len(chunk) <= rows for chunk in chunks)
+    assert len(chunks) == -(-15 // rows)
+    assert sorted(one for chunk in chunks for one in chunk) == sorted(keys)
+
+
 def test_a_message_names_each_user_once_and_carries_no_payload(broker: dramatiq.Broker) -> None:
     keys = [key(1), key(2, BOB), key(3), key(4, BOB)]
 
-    Dispatcher(broker, chunk_rows=500).first_deliveries(keys)
+    Dispatcher(broker, chunk_rows=500).first_deliveries(by_user(keys))
 
     (message,) = sent(broker, QUEUE)
     assert set(message.args[0]) == {ALICE, BOB}
@@ -84,7 +108,7 @@ def test_a_broker_that_is_away_is_one_kind_of_error(url: str) -> None:
     dispatcher = Dispatcher(build_broker(url), chunk_rows=500)
 
     with pytest.raises(BrokerUnavailable):
-        dispatcher.first_deliveries([key(1)])
+        dispatcher.first_deliveries(by_user([key(1)]))
     with pytest.raises(BrokerUnavailable):
         dispatcher.waiting(QUEUE)
 
@@ -108,12 +132,15 @@ def test_nobody_waits_for_a_broker_that_hangs() -> None:
     dispatcher = BackgroundDispatcher(Hanging(broker, chunk_rows=500))
     dispatcher.start()
     for number in range(5_000):
-        dispatcher.dispatch([key(number)])
+        dispatcher.dispatch(by_user([key(number)]))
     release.set()
 
-    eventually(lambda: len(sent(broker, QUEUE)) >= 2_000)
+    def count() -> int:
+        return sum(len(parse_keys(message.args[0])) for message in sent(broker, QUEUE))
+
+    eventually(lambda: count() >= 2_000)
     dispatcher.stop(5)
-    assert len(sent(broker, QUEUE)) <= 2_001, "what waits is bounded"
+    assert count() <= 2_002, "what waits is bounded"
 
 
 GOOD_ID = key(1).id

@@ -11,8 +11,13 @@ from ingest_service.ids import EventIds
 NOW = 1_769_860_800_123
 
 
+def next_of(ids: EventIds, unix_ms: int) -> str:
+    """Take one id, as a call with one event does."""
+    return next(iter(ids.take(unix_ms, 1)))
+
+
 def test_an_id_is_a_uuid_of_version_7_in_canonical_form() -> None:
-    text = EventIds().next(NOW)
+    text = next_of(EventIds(), NOW)
     uuid = UUID(text)
 
     assert str(uuid) == text
@@ -22,22 +27,31 @@ def test_an_id_is_a_uuid_of_version_7_in_canonical_form() -> None:
 
 @pytest.mark.parametrize("unix_ms", [1, NOW, (1 << 48) - 1])
 def test_the_first_48_bits_are_the_milliseconds(unix_ms: int) -> None:
-    assert UUID(EventIds().next(unix_ms)).int >> 80 == unix_ms
+    assert UUID(next_of(EventIds(), unix_ms)).int >> 80 == unix_ms
 
 
 def test_ids_of_one_millisecond_are_unique_and_in_order_even_beyond_the_counter() -> None:
     """4,096 fit a millisecond; the next ones borrow from the time to come."""
     ids = EventIds()
-    made = [ids.next(NOW) for _ in range(10_000)]
+    made = [next_of(ids, NOW) for _ in range(10_000)]
 
     assert all(one < other for one, other in pairwise(made))
     assert UUID(made[-1]).int >> 80 == NOW + 2
     assert all(UUID(text).version == 7 for text in made)
 
 
+def test_the_ids_of_many_calls_in_one_millisecond_are_in_order() -> None:
+    """Of each call, as many ids as it has events: some use all of them, some fewer."""
+    ids = EventIds()
+    made = [text for count in (1, 3, 1, 700, 2, 5_000, 1) for text in ids.take(NOW, count)]
+    made += [next_of(ids, NOW) for _ in range(5)]
+
+    assert all(one < other for one, other in pairwise(made))
+
+
 def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
     ids = EventIds()
-    before, after = ids.next(NOW), ids.next(NOW - 5_000)
+    before, after = next_of(ids, NOW), next_of(ids, NOW - 5_000)
 
     assert before < after
     assert UUID(after).int >> 80 == NOW
@@ -46,14 +60,14 @@ def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
 def test_a_new_millisecond_is_taken_over_at_once() -> None:
     ids = EventIds()
 
-    assert ids.next(NOW) < ids.next(NOW + 1) < ids.next(NOW + 1_000)
-    assert UUID(ids.next(NOW + 1_000)).int >> 80 == NOW + 1_000
+    assert next_of(ids, NOW) < next_of(ids, NOW + 1) < next_of(ids, NOW + 1_000)
+    assert UUID(next_of(ids, NOW + 1_000)).int >> 80 == NOW + 1_000
 
 
 def test_two_processes_never_make_the_same_id() -> None:
     """Same millisecond, same counter: the 62 random bits differ."""
     one, other = EventIds(), EventIds()
-    made = {ids.next(NOW) for ids in (one, other) for _ in range(5_000)}
+    made = {text for ids in (one, other) for text in ids.take(NOW, 5_000)}
 
     assert len(made) == 10_000
 
@@ -61,7 +75,6 @@ def test_two_processes_never_make_the_same_id() -> None:
 def test_an_id_costs_next_to_nothing() -> None:
     ids = EventIds()
     started = time.process_time()
-    for _ in range(20_000):
-        ids.next(NOW)
+    assert len(list(ids.take(NOW, 20_000))) == 20_000
 
     assert time.process_time() - started < 0.5

@@ -1,0 +1,83 @@
+"""From nothing to the schema, once, whoever starts at the same time."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from eventstore import migrations
+from tests.kit.server import DATABASES, closing_engine
+
+
+@pytest.fixture(params=DATABASES)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a database without any table is."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("empty_database_url"))
+    return f"sqlite:///{tmp_path / 'empty.db'}"
+
+
+def test_an_empty_database_is_brought_to_the_current_schema(empty_url: str) -> None:
+    assert migrations.pending_changes(empty_url)
+
+    migrations.upgrade(empty_url)
+
+    assert migrations.pending_changes(empty_url) == []
+
+
+def test_a_second_migration_finds_nothing_to_do(empty_url: str) -> None:
+    migrations.upgrade(empty_url)
+    migrations.upgrade(empty_url)
+
+    with closing_engine(empty_url) as engine, engine.connect() as connection:
+        assert migrations.is_current(connection)
+
+
+def test_migrators_that_start_together_all_succeed(empty_url: str) -> None:
+    failures: list[BaseException] = []
+    together = threading.Barrier(4)
+
+    def migrate() -> None:
+        try:
+            together.wait(10)
+            migrations.upgrade(empty_url)
+        except BaseException as error:  # noqa: BLE001 - shown by the assertion
+            failures.append(error)
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert migrations.pending_changes(empty_url) == []
+
+
+def test_a_schema_that_was_changed_by_hand_is_noticed(store_url: str) -> None:
+    with closing_engine(store_url) as engine, engine.begin() as connection:
+        connection.execute(text("ALTER TABLE users ADD COLUMN nickname TEXT"))
+
+    assert any("nickname" in change for change in migrations.pending_changes(store_url))
+
+
+def test_partitions_that_come_and_go_are_no_change(database_url: str) -> None:
+    with closing_engine(database_url) as engine, engine.begin() as connection:
+        connection.execute(text("SELECT ingest_ensure_partitions(20)"))
+
+    assert migrations.pending_changes(database_url) == []
+
+
+def test_payloads_are_compressed_with_lz4(database_url: str) -> None:
+    with closing_engine(database_url) as engine, engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT count(*), count(*) FILTER (WHERE attcompression = 'l')"
+                " FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+                " WHERE attname IN ('payload', 'properties') AND relname LIKE 'events%'"
+                " AND c.relkind IN ('r', 'p')"
+            )
+        ).one()
+
+    assert found[0] == found[1] > 10

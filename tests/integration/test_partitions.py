@@ -1,0 +1,171 @@
+"""Daily partitions and retention: made ahead, filled from the default, dropped when final."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, delete, func, select, text, update
+
+from eventstore import migrations, retention
+from eventstore.schema import events, idempotency_keys
+from eventstore.values import EventStatus
+from tests.kit.rows import ALICE, add, rows_of
+from tests.kit.server import closing_engine
+
+NOW = datetime.now(UTC)
+TODAY = NOW.date()
+
+
+def partitions(connection: Connection) -> set[str]:
+    """The days that have a partition, such as 20260131."""
+    names = connection.execute(
+        text(
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+            " WHERE i.inhparent = 'events'::regclass"
+        )
+    ).scalars()
+    return {name.removeprefix("events_") for name in names} - {"default"}
+
+
+def day(offset: int) -> str:
+    return f"{TODAY + timedelta(days=offset):%Y%m%d}"
+
+
+@pytest.fixture
+def postgres(database_url: str) -> Iterator[Engine]:
+    with closing_engine(database_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Engine]:
+    url = f"sqlite:///{tmp_path / 'ingest.db'}"
+    migrations.upgrade(url)
+    with closing_engine(url) as engine:
+        yield engine
+
+
+def test_a_new_database_has_partitions_from_yesterday_to_a_week_ahead(postgres: Engine) -> None:
+    with postgres.connect() as connection:
+        assert partitions(connection) == {day(offset) for offset in range(-1, 8)}
+
+
+def test_missing_days_are_created_ahead_and_only_those(postgres: Engine) -> None:
+    with postgres.begin() as connection:
+        assert retention.ensure_partitions(connection, days_ahead=10) == 3
+        assert retention.ensure_partitions(connection, days_ahead=10) == 0
+        assert day(10) in partitions(connection)
+
+
+def test_an_event_lands_in_the_partition_of_its_day(postgres: Engine) -> None:
+    keys = add(postgres, {}) + add(postgres, {}, received_at=NOW + timedelta(days=3))
+    with postgres.connect() as connection:
+        where = connection.execute(
+            select(text("tableoid::regclass::text")).select_from(events).order_by(events.c.id)
+        ).scalars()
+
+        assert list(where) == [f"events_{day(0)}", f"events_{day(3)}"]
+    assert keys == sorted(keys)
+
+
+def test_rows_in_the_default_partition_move_when_their_day_gets_one(postgres: Engine) -> None:
+    """Nothing is refused when partitions were not made in time, and nothing is lost later."""
+    with postgres.begin() as connection:
+        connection.execute(text(f"DROP TABLE events_{day(5)}"))
+    keys = add(postgres, {"n": 1}, {"n": 2}, received_at=NOW + timedelta(days=5))
+    (elsewhere,) = add(postgres, {"n": 3}, received_at=NOW + timedelta(days=40))
+    before = rows_of(postgres, keys)
+    with postgres.begin() as connection:
+        default = text("SELECT count(*) FROM events_default")
+        assert connection.execute(default).scalar_one() == 3
+        assert retention.ensure_partitions(connection, days_ahead=7) == 1
+        assert connection.execute(default).scalar_one() == 1
+        moved = connection.execute(
+            select(func.count()).select_from(text(f"events_{day(5)}"))
+        ).scalar_one()
+
+    assert moved == 2
+    assert rows_of(postgres, keys) == before
+    assert rows_of(postgres, [elsewhere])
+
+
+@pytest.mark.parametrize("days", [-1, 367])
+def test_a_number_of_days_that_makes_no_sense_is_refused(postgres: Engine, days: int) -> None:
+    with pytest.raises(Exception, match="days_ahead"), postgres.begin() as connection:
+        retention.ensure_partitions(connection, days_ahead=days)
+
+
+def old_partition(connection: Connection, days: int) -> None:
+    """Make the partition of a day in the past."""
+    moment = TODAY - timedelta(days=days)
+    connection.execute(
+        text(
+            f"CREATE TABLE events_{moment:%Y%m%d} PARTITION OF events FOR VALUES"
+            f" FROM (ingest_first_id_of('{moment}')) TO (ingest_first_id_of('{moment}'::date + 1))"
+        )
+    )
+
+
+def test_old_partitions_are_dropped_and_those_with_pending_events_stay(postgres: Engine) -> None:
+    with postgres.begin() as connection:
+        for days in (30, 31, 32):
+            old_partition(connection, days)
+    final = add(postgres, {}, {}, received_at=NOW - timedelta(days=31))
+    pending = add(postgres, {}, {}, received_at=NOW - timedelta(days=32))
+    with postgres.begin() as connection:
+        ids = [key.id for key in (*final, pending[0])]
+        connection.execute(
+            update(events).where(events.c.id.in_(ids)).values(status=EventStatus.PROCESSED)
+        )
+
+        assert retention.drop_old_events(connection, now=NOW, days=30) == 1
+        left = partitions(connection)
+
+    assert day(-31) not in left
+    assert {day(-30), day(-32)} <= left
+    assert len(rows_of(postgres, pending)) == 2
+    with postgres.begin() as connection:
+        connection.execute(update(events).values(status=EventStatus.FAILED))
+        assert retention.drop_old_events(connection, now=NOW, days=30) == 1
+
+
+def test_days_kept_must_be_at_least_one(postgres: Engine) -> None:
+    with pytest.raises(Exception, match="days_kept"), postgres.begin() as connection:
+        retention.drop_old_events(connection, now=NOW, days=0)
+
+
+def test_sqlite_deletes_old_final_events_only(sqlite: Engine) -> None:
+    store = sqlite
+    old = add(store, {}, {}, received_at=NOW - timedelta(days=31))
+    young = add(store, {}, received_at=NOW - timedelta(days=29))
+    with store.begin() as connection:
+        done = events.c.id.in_([old[0].id, young[0].id])
+        connection.execute(update(events).where(done).values(status=EventStatus.PROCESSED))
+
+        assert retention.drop_old_events(connection, now=NOW, days=30) == 1
+        assert retention.drop_old_events(connection, now=NOW, days=30) == 0
+        left = connection.execute(select(events.c.id)).scalars().all()
+
+    assert sorted(left) == sorted([old[1].id, young[0].id])
+
+
+def test_old_keys_are_forgotten_on_both_databases(store: Engine) -> None:
+    rows = [
+        {
+            "user_id": ALICE.id,
+            "key": f"k{days}",
+            "event_id": ALICE.id,
+            "fingerprint": b"x",
+            "received_at": NOW - timedelta(days=days),
+        }
+        for days in (1, 29, 31, 400)
+    ]
+    with store.begin() as connection:
+        connection.execute(delete(idempotency_keys))
+        connection.execute(idempotency_keys.insert(), rows)
+
+        assert retention.forget_old_keys(connection, now=NOW, days=30) == 2
+        left = connection.execute(select(idempotency_keys.c.key)).scalars().all()
+
+    assert sorted(left) == ["k1", "k29"]

@@ -1,0 +1,140 @@
+"""What PostgreSQL plans for the worker's statements when a partition is new and unknown to it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from eventstore import processing, retention
+from eventstore.values import EventKey, EventStatus, Finished
+from tests.kit.rows import add, new_user
+from tests.kit.server import closing_engine
+
+NOW = datetime.now(UTC)
+TODAY = f"events_{NOW:%Y%m%d}"
+
+
+@pytest.fixture
+def postgres(database_url: str) -> Iterator[Engine]:
+    """Forty partitions: some with analysed rows, and today's, of which nothing is known."""
+    with closing_engine(database_url) as engine:
+        with engine.begin() as connection:
+            retention.ensure_partitions(connection, days_ahead=38)
+        for offset in (1, 2, 3):
+            add(engine, *[{"n": 1}] * 300, received_at=NOW + timedelta(days=offset))
+        with engine.begin() as connection:
+            connection.execute(text("ANALYZE"))
+        yield engine
+
+
+class Plans:
+    """Explains every statement that a connection runs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._explaining = False
+        event.listen(connection, "before_cursor_execute", self._before)
+
+    def _before(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, *_rest: Any
+    ) -> None:
+        if not self._explaining and not statement.startswith(("EXPLAIN", "SELECT pg_")):
+            self._explaining = True
+            cursor.execute("EXPLAIN (FORMAT JSON) " + statement, parameters)
+            plan = cursor.fetchone()[0]
+            plan = json.loads(plan) if isinstance(plan, str) else plan
+            self.found.append(plan[0]["Plan"])
+            self._explaining = False
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        waiting = list(self.found)
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += node.get("Plans", [])
+
+    def scans(self) -> list[tuple[str, str]]:
+        """How each partition is read."""
+        return sorted(
+            (node["Relation Name"], node["Node Type"])
+            for node in self.nodes()
+            if str(node.get("Relation Name", "")).startswith("events")
+            and node["Node Type"] != "ModifyTable"
+        )
+
+
+def fill_today(engine: Engine, count: int = 2_000) -> list[EventKey]:
+    """Write rows of which the planner has not heard."""
+    return add(engine, *[{"page": "/"}] * count)
+
+
+def results(keys: Sequence[EventKey]) -> list[Finished]:
+    return [Finished(key, EventStatus.PROCESSED, "{}", None) for key in keys]
+
+
+def run(name: str, connection: Connection, keys: Sequence[EventKey]) -> None:
+    if name == "claim":
+        assert len(processing.claim(connection, keys)) == len(keys)
+    elif name == "finish":
+        assert processing.finish(connection, results(keys)) == len(keys)
+    else:
+        token = str(uuid4())
+        held = processing.lease(connection, keys, attempts=0, token=token, seconds=15)
+        assert len(held) == len(keys)
+
+
+@pytest.mark.parametrize("name", ["claim", "lease", "finish"])
+@pytest.mark.parametrize("count", [1, 500])
+def test_rows_are_found_by_their_key_in_the_partitions_of_their_ids(
+    postgres: Engine, name: str, count: int
+) -> None:
+    keys = fill_today(postgres)[700 : 700 + count]
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        run(name, connection, keys)
+
+    assert plans.found
+    assert {relation for relation, _ in plans.scans()} == {TODAY}
+    assert {kind for _, kind in plans.scans()} == {"Index Scan"}
+
+
+def test_keys_of_two_days_open_two_partitions(postgres: Engine) -> None:
+    tomorrow = NOW + timedelta(days=1)
+    keys = fill_today(postgres)[:10] + add(postgres, *[{}] * 10, received_at=tomorrow)
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        run("claim", connection, keys)
+
+    assert {relation for relation, _ in plans.scans()} == {TODAY, f"events_{tomorrow:%Y%m%d}"}
+
+
+def test_a_group_of_many_users_is_found_by_key_too(postgres: Engine) -> None:
+    fill_today(postgres)
+    keys = [key for _ in range(100) for key in add(postgres, {}, {}, user=new_user())]
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        run("claim", connection, keys)
+
+    assert {kind for _, kind in plans.scans()} == {"Index Scan"}
+    assert {relation for relation, _ in plans.scans()} == {TODAY}
+
+
+def test_the_sweep_reads_the_index_of_pending_rows_only(postgres: Engine) -> None:
+    keys = fill_today(postgres)
+    with postgres.begin() as connection:
+        processing.finish(connection, results(keys[:-10]))
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        processing.take_due(
+            connection, limit=1_000, again_after=15, max_attempts=5, first_deliveries=True
+        )
+
+    indexes = {
+        node["Index Name"] for node in plans.nodes() if node["Node Type"].startswith("Index")
+    }
+    assert not [kind for _, kind in plans.scans() if kind == "Seq Scan"]
+    assert all("next_attempt_at" in name for name in indexes), indexes

@@ -1,0 +1,254 @@
+"""A worker's two paths on both databases: first delivery, and recovery under a lease."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine
+
+from eventstore import processing
+from eventstore.values import EventKey, EventStatus, Finished
+from tests.kit.rows import add, make_due, new_user, row_of, rows_of
+from worker.pipeline import Enricher
+from worker.processor import Processor
+
+
+def processor(store: Engine, *enrichers: Enricher, max_attempts: int = 5) -> Processor:
+    return Processor(store, enrichers=enrichers, max_attempts=max_attempts, lease_seconds=15)
+
+
+def poisoned(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """An enricher that cannot bear one kind of payload."""
+    if payload and payload.get("poison"):
+        raise LookupError("canary text of an exception")
+    return {"enriched": True}
+
+
+def take_due(store: Engine, *, max_attempts: int = 5, first: bool = True) -> list[EventKey]:
+    with store.begin() as connection:
+        due = processing.take_due(
+            connection,
+            limit=1_000,
+            again_after=15,
+            max_attempts=max_attempts,
+            first_deliveries=first,
+        )
+    return [event.key for event in due]
+
+
+def test_a_first_delivery_processes_the_whole_group(store: Engine) -> None:
+    keys = add(store, {"page": " /a "}, None, [1], {"page": "/b"})
+
+    processor(store).first_delivery(keys)
+
+    rows = rows_of(store, keys)
+    assert [row.status for row in rows] == [2, 2, 3, 2]
+    assert [row.attempts for row in rows] == [0, 0, 0, 0]
+    assert json.loads(rows[0].properties)["page"] == "/a"
+    assert json.loads(rows[0].properties)["user"]["email"] == "alice@example.org"
+    assert all(row.processed_at >= row.received_at.replace(microsecond=0) for row in rows)
+    assert all(row.lease_token is None for row in rows)
+
+
+def test_a_message_that_arrives_twice_changes_nothing(store: Engine) -> None:
+    keys = add(store, {}, [])
+    processor(store).first_delivery(keys)
+    before = rows_of(store, keys)
+
+    processor(store).first_delivery(keys)
+    processor(store).recover(keys, attempts=0)
+
+    assert rows_of(store, keys) == before
+
+
+def test_ids_of_nobody_and_of_other_users_are_passed_over(store: Engine) -> None:
+    (key,) = add(store, {})
+    (other,) = add(store, {}, user=new_user())
+
+    processor(store).first_delivery(
+        [EventKey(other.user_id, key.id), EventKey(str(uuid4()), str(uuid4())), other]
+    )
+
+    assert row_of(store, key).status == EventStatus.PENDING
+    assert row_of(store, other).status == EventStatus.PROCESSED
+
+
+def test_one_event_that_fails_does_not_fail_its_neighbours(store: Engine) -> None:
+    keys = add(store, {}, {"poison": True}, {})
+
+    processor(store, poisoned).first_delivery(keys)
+
+    rows = rows_of(store, keys)
+    assert [row.status for row in rows] == [2, 1, 2]
+    assert [row.attempts for row in rows] == [0, 1, 0]
+    assert rows[1].processing_error == "processing failed: LookupError"
+    assert rows[1].next_attempt_at >= rows[1].received_at
+
+
+def test_a_poisoned_event_is_failed_after_five_attempts_and_its_neighbours_processed(
+    store: Engine,
+) -> None:
+    keys = add(store, {}, {"poison": True}, {}, due_in=-1)
+    poison = keys[1]
+    processor(store, poisoned).first_delivery(keys)
+
+    for attempts in range(1, 5):
+        assert row_of(store, poison).attempts == attempts
+        make_due(store, [poison])
+        assert take_due(store) == [poison]
+        processor(store, poisoned).recover([poison], attempts=attempts)
+
+    row = row_of(store, poison)
+    assert (row.status, row.attempts) == (EventStatus.FAILED, 5)
+    assert row.processing_error == "processing failed: LookupError"
+    assert row.processed_at is not None
+    assert [row_of(store, keys[0]).status, row_of(store, keys[2]).status] == [2, 2]
+    make_due(store, [poison])
+    assert take_due(store) == []
+
+
+def test_an_event_that_fails_once_is_processed_by_the_next_attempt(store: Engine) -> None:
+    calls: list[int] = []
+
+    def flaky(_payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise TimeoutError
+        return {}
+
+    (key,) = add(store, {})
+    processor(store, flaky).first_delivery([key])
+    make_due(store, [key])
+    take_due(store)
+    processor(store, flaky).recover([key], attempts=1)
+
+    row = row_of(store, key)
+    assert (row.status, row.attempts) == (EventStatus.PROCESSED, 2)
+    assert row.processing_error is None
+
+
+def test_recovery_counts_its_attempt_before_it_works(store: Engine) -> None:
+    """So a worker that dies takes the attempt with it."""
+    (key,) = add(store, {})
+    with store.begin() as connection:
+        token = str(uuid4())
+        held = processing.lease(connection, [key], attempts=0, token=token, seconds=15)
+
+    assert [event.attempts for event in held] == [1]
+    row = row_of(store, key)
+    assert (row.attempts, row.lease_token) == (1, token)
+    assert row.status == EventStatus.PENDING
+
+
+def test_who_comes_late_with_an_old_lease_is_refused(store: Engine) -> None:
+    (key,) = add(store, {})
+    late, current = str(uuid4()), str(uuid4())
+    with store.begin() as connection:
+        processing.lease(connection, [key], attempts=0, token=late, seconds=15)
+    make_due(store, [key])
+    assert take_due(store) == [key]
+    with store.begin() as connection:
+        processing.lease(connection, [key], attempts=1, token=current, seconds=15)
+    result = Finished(key, EventStatus.PROCESSED, '{"late": true}', None)
+
+    with store.begin() as connection:
+        assert processing.finish(connection, [result], late) == 0
+        assert processing.finish(connection, [result], None) == 0
+        assert processing.finish(connection, [result._replace(properties="{}")], current) == 1
+        assert processing.finish(connection, [result], current) == 0
+
+    row = row_of(store, key)
+    assert (row.status, row.properties) == (EventStatus.PROCESSED, "{}")
+    assert row.attempts == 2
+
+
+def test_a_leased_event_is_neither_claimed_nor_leased_by_others(store: Engine) -> None:
+    (key,) = add(store, {})
+    with store.begin() as connection:
+        processing.lease(connection, [key], attempts=0, token=str(uuid4()), seconds=15)
+    with store.begin() as connection:
+        assert processing.claim(connection, [key]) == []
+        for attempts in (0, 1):
+            other = str(uuid4())
+            assert not processing.lease(
+                connection, [key], attempts=attempts, token=other, seconds=1
+            )
+
+
+def test_leases_that_run_out_five_times_end_as_failed_with_a_reason(store: Engine) -> None:
+    (key,) = add(store, {}, due_in=-1)
+    for attempts in range(5):
+        assert take_due(store) == [key]
+        with store.begin() as connection:
+            processing.lease(connection, [key], attempts=attempts, token=str(uuid4()), seconds=-1)
+
+    assert take_due(store) == []
+    row = row_of(store, key)
+    assert (row.status, row.attempts) == (EventStatus.FAILED, 5)
+    assert row.processing_error.startswith("the last attempt did not finish")
+    assert row.lease_token is None
+    assert row.processed_at is not None
+
+
+def test_the_sweeper_takes_what_is_due_longest_first_and_not_twice(store: Engine) -> None:
+    keys = add(store, *[{}] * 5)
+    for age, key in enumerate(keys, 1):
+        make_due(store, [key], -float(age))
+    not_due = add(store, {}, due_in=60)
+
+    assert take_due(store) == keys[::-1]
+    assert take_due(store) == [], "the messages are on their way"
+    assert row_of(store, not_due[0]).attempts == 0
+
+
+def test_waiting_is_no_attempt(store: Engine) -> None:
+    """Workers that are down for an hour leave nothing failed."""
+    keys = add(store, {}, {}, due_in=-1)
+    for _ in range(20):
+        assert sorted(take_due(store)) == sorted(keys)
+        make_due(store, keys)
+
+    assert [(row.status, row.attempts) for row in rows_of(store, keys)] == [(1, 0), (1, 0)]
+
+
+def test_rows_never_attempted_can_be_left_to_their_messages(store: Engine) -> None:
+    waiting, failed = add(store, {}, {"poison": 1})
+    processor(store, poisoned).first_delivery([failed])
+    make_due(store, [waiting, failed])
+
+    assert take_due(store, first=False) == [failed]
+
+
+def test_a_result_that_the_database_refuses_fails_alone(store: Engine) -> None:
+    """PostgreSQL takes no NUL in JSONB; SQLite takes any text."""
+
+    def forging(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        return {"text": "\0"} if payload else {}
+
+    keys = add(store, {}, {"a": 1}, {})
+    processor(store, forging).first_delivery(keys)
+
+    statuses = [row.status for row in rows_of(store, keys)]
+    is_sqlite = store.dialect.name == "sqlite"
+    assert statuses == [2, 2 if is_sqlite else 3, 2]
+
+
+def test_an_enricher_may_not_add_what_is_no_json(store: Engine) -> None:
+    keys = add(store, {}, {"a": 1})
+
+    processor(store, lambda payload: {"x": object()} if payload else {}).first_delivery(keys)
+
+    assert [row.status for row in rows_of(store, keys)] == [2, 1]
+    assert row_of(store, keys[1]).processing_error == "processing failed: TypeError"
+
+
+@pytest.mark.parametrize("count", [1_500])
+def test_a_large_group_of_several_users_is_processed(store: Engine, count: int) -> None:
+    users = [new_user() for _ in range(3)]
+    keys = [key for user in users for key in add(store, *[{}] * (count // 3), user=user)]
+
+    processor(store).first_delivery(keys)
+
+    assert {row.status for row in rows_of(store, keys)} == {EventStatus.PROCESSED}
