@@ -46,17 +46,20 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
     """Measure every figure once a round, in another order each round."""
     measured = {figure.name: Measured(figure=figure) for figure in chosen}
     for number in range(1, runs + 1):
-        todo = [figure for figure in chosen if number <= figure.most_runs]
+        todo = [f for f in chosen if f.probe is not None and number <= f.most_runs]
         random.shuffle(todo)
         for figure in todo:
             started = time.monotonic()
             try:
-                sample = figure.probe(bench)
+                sample = figure.probe(bench)  # type: ignore[misc]  # see above
             except (LoadError, AssertionError, RuntimeError, OSError):
                 traceback.print_exc()
                 print(f"! {figure.name} failed in round {number}", file=sys.stderr)
                 continue
             measured[figure.name].samples.append(sample)
+            for other in chosen:
+                if other.of and other.of[0] == figure.name:
+                    measured[other.name].take(sample)
             took = time.monotonic() - started
             faults = f"  FAULTS {sample.faults}" if sample.faults else ""
             print(

@@ -1,13 +1,14 @@
 """A database of the bench, and what it tells about the rows in it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import psycopg2
 
-_PENDING, _PROCESSED = 1, 2
+_PROCESSED = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,9 @@ class Database:
         """Take its address."""
         self.url = url
 
-    def query(self, statement: str, values: Sequence[object] = ()) -> list[Any]:
+    def query(
+        self, statement: str, values: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[Any]:
         """Run one statement in a transaction of its own and return its rows."""
         with closing(psycopg2.connect(self.url)) as connection:
             connection.autocommit = True
@@ -61,22 +64,28 @@ class Database:
         )
         return int(total[0][0])
 
-    def accept_to_processed(self) -> list[float]:
-        """Return seconds from received_at to processed_at of each processed event."""
+    def now(self) -> datetime:
+        """Return the database's time."""
+        moment: datetime = self.query("SELECT clock_timestamp()")[0][0]
+        return moment
+
+    def accept_to_processed(self, since: datetime) -> list[float]:
+        """Return seconds from received_at to processed_at of the events received since then."""
         rows = self.query(
             "SELECT extract(epoch FROM processed_at - received_at)::float8 FROM events"
-            " WHERE status = %s",
-            (_PROCESSED,),
+            " WHERE status = %s AND received_at >= %s",
+            (_PROCESSED, since),
         )
         return [row[0] for row in rows]
 
-    def processing_span(self) -> tuple[float, float]:
-        """Return when the first event was received and the last one processed, in seconds."""
-        first, last = self.query(
-            "SELECT extract(epoch FROM min(received_at))::float8,"
-            " extract(epoch FROM max(processed_at))::float8 FROM events"
-        )[0]
-        return first, last
+    def processing_seconds(self, since: datetime) -> float:
+        """Return seconds from the first event received since then to the last one processed."""
+        seconds = self.query(
+            "SELECT extract(epoch FROM max(processed_at) - min(received_at))::float8"
+            " FROM events WHERE received_at >= %s",
+            (since,),
+        )
+        return float(seconds[0][0])
 
     def faults(self, acknowledged: int, *, processed: bool) -> tuple[str, ...]:
         """Compare the rows with what was acknowledged; one text for each thing that is wrong."""

@@ -44,7 +44,9 @@ class Figure:
 
     name: str
     unit: str
-    probe: Callable[[Bench], Sample]
+    probe: Callable[[Bench], Sample] | None = None
+    #: Instead of a probe: another figure, and which of its details this one is.
+    of: tuple[str, str] | None = None
     #: Names of the figures whose sum is the limit of this one; empty for limits and peers.
     limits: tuple[str, ...] = ()
     target: Target | None = None
@@ -60,6 +62,11 @@ class Measured:
 
     figure: Figure
     samples: list[Sample] = field(default_factory=list)
+
+    def take(self, source: Sample) -> None:
+        """Add a run of the figure that this one is a detail of."""
+        if self.figure.of and (name := self.figure.of[1]) in source.detail:
+            self.samples.append(Sample(value=source.detail[name]))
 
     @property
     def value(self) -> float:
@@ -101,10 +108,12 @@ class Measured:
 def with_limits(chosen: Sequence[str], figures: Sequence[Figure]) -> list[Figure]:
     """Return the figures of these names, and the limits that they stand beside."""
     by_name = {figure.name: figure for figure in figures}
-    wanted: dict[str, None] = {}
-    for name in chosen:
-        wanted[name] = None
-        wanted.update(dict.fromkeys(by_name[name].limits))
+    wanted: set[str] = set()
+    more = list(chosen)
+    while more:
+        figure = by_name[more.pop()]
+        wanted.add(figure.name)
+        more += {*figure.limits, *(figure.of or ())[:1]} - wanted
     return [figure for figure in figures if figure.name in wanted]
 
 

@@ -1,0 +1,180 @@
+"""Accepting and processing together: everything runs, and every event ends processed."""
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks import open_loop
+from benchmarks.corpus import corpus
+from benchmarks.database import Database
+from benchmarks.figures.accept import Shape
+from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
+from benchmarks.sample import Sample, latency_detail, percentile
+from benchmarks.stack import Bench, Server
+from benchmarks.usage import CpuMeter, peak_rss_mb
+from tests.kit.processes import Process
+from tests.kit.waiting import eventually
+
+_SHAPE = Shape(in_flight=4, per_message=100, events=400_000)
+#: Events of one call in open loop: one stream of one message.
+_PER_CALL = 100
+#: Seconds of an open-loop run.
+_SECONDS = 10
+
+
+@contextmanager
+def everything(
+    bench: Bench, *, servers: int = 1, workers: int = 1
+) -> Iterator[tuple[Database, Server, list[Process]]]:
+    """Run servers and workers, warmed up, with nothing left to do."""
+    with (
+        bench.database() as database,
+        bench.server(database, processes=servers) as server,
+        bench.workers(database, count=workers) as started,
+    ):
+        _SHAPE.send(bench, server, 20_000)
+        drain(database)
+        yield database, server, started
+
+
+def end_to_end(bench: Bench, *, servers: int = 1, workers: int = 1) -> Sample:
+    """Return events/s from the first one received to the last one processed, closed loop."""
+    events = _SHAPE.events_in(bench.size(_SHAPE.events, _SHAPE.events // 3))
+    with everything(bench, servers=servers, workers=workers) as (database, server, processes):
+        before, since, counters = database.rows(), database.now(), database.counters()
+        meter = _meter(bench, server, processes)
+        load = _SHAPE.send(bench, server, events)
+        backlog = database.pending()
+        drain(database)
+        cpu = {name: s / events * 1e6 for name, s in meter.stop().items()}
+        rss = peak_rss_mb(server.process.pid), sum(peak_rss_mb(p.pid) for p in processes)
+        detail = {
+            "accepted_per_s": round(events / load.seconds),
+            "backlog_at_end_percent": round(100 * backlog / events, 1),
+            **latency_detail(database.accept_to_processed(since), "processed"),
+            **{f"cpu_{name}_s_per_million": round(s, 1) for name, s in cpu.items()},
+            "cpu_all_s_per_million": round(sum(cpu.values()), 1),
+            "cpu_client_s_per_million": round(load.cpu_seconds / events * 1e6, 1),
+            "server_rss_mb": round(rss[0], 1),
+            "worker_rss_mb": round(rss[1], 1),
+            "wal_bytes_per_event": round(
+                (database.counters().wal_bytes - counters.wal_bytes) / events
+            ),
+            "disk_bytes_per_event": round(database.disk_bytes() / database.rows()),
+        }
+        return Sample(
+            value=events / database.processing_seconds(since),
+            detail=detail,
+            faults=database.faults(before + events, processed=True),
+        )
+
+
+def at_load(bench: Bench, *, share: float) -> Sample:
+    """Return p99 of accept -> processed in ms, at a share of the rate measured just before."""
+    seconds = bench.size(_SECONDS, _SECONDS // 2)
+    with everything(bench) as (database, server, _):
+        most = _most(bench, database, server)
+        body = stream_body(corpus("small"), events=_PER_CALL, per_message=_PER_CALL)
+        before, since = database.rows(), database.now()
+        load = open_loop.send(
+            server.address,
+            STREAM,
+            body,
+            rate=share * most / _PER_CALL,
+            seconds=seconds,
+            headers=server.headers,
+        )
+        backlog = database.pending()
+        drain(database)
+        spent = database.accept_to_processed(since)
+        sent = load.requests * _PER_CALL
+        return Sample(
+            value=percentile(spent, 99) * 1e3,
+            detail={
+                "events_per_s": round(sent / load.seconds),
+                "backlog_at_end_ms_of_load": round(backlog / sent * load.seconds * 1e3, 1),
+                **latency_detail(spent, "processed"),
+                **latency_detail(load.latencies, "accept"),
+                **latency_detail(load.lateness, "late"),
+                "cpu_client_s_per_million": round(load.cpu_seconds / sent * 1e6, 1),
+            },
+            faults=database.faults(before + sent, processed=True),
+        )
+
+
+def unary_at_load(bench: Bench, *, share: float) -> Sample:
+    """Return p99 of a unary accept in ms, at a share of the rate with 64 in flight."""
+    shape = Shape(in_flight=64, events=bench.size(16_000, 8_000))
+    with bench.database() as database, bench.server(database) as server:
+        shape.send(bench, server, 2_000)
+        most = shape.events / shape.send(bench, server, shape.events).seconds
+        before = database.rows()
+        load = open_loop.send(
+            server.address,
+            SUBMIT,
+            submit_body(corpus("small")),
+            rate=share * most,
+            seconds=bench.size(_SECONDS, _SECONDS // 2),
+            headers=server.headers,
+        )
+        return Sample(
+            value=percentile(load.latencies, 99) * 1e3,
+            detail={
+                "events_per_s": round(load.requests / load.seconds),
+                **latency_detail(load.latencies, "accept"),
+                **latency_detail(load.lateness, "late"),
+            },
+            faults=database.faults(before + load.requests, processed=False),
+        )
+
+
+def idle(bench: Bench) -> Sample:
+    """Return p50 of accept -> processed in ms, one event at a time, and what idling costs."""
+    count = bench.size(300, 100)
+    with everything(bench) as (database, server, workers):
+        meter = CpuMeter({"worker": [workers[0].pid], "server": [server.process.pid]})
+        begun = time.perf_counter()
+        time.sleep(bench.size(10, 5))
+        cpu, seconds = meter.stop(), time.perf_counter() - begun
+        before, since = database.rows(), database.now()
+        for _ in range(count):
+            # At a random moment of whatever period anything polls with.
+            time.sleep(random.uniform(0.02, 0.08))  # noqa: S311  # no secret
+            Shape(in_flight=1, events=1).send(bench, server, 1)
+        drain(database)
+        spent = database.accept_to_processed(since)
+        return Sample(
+            value=percentile(spent, 50) * 1e3,
+            detail={
+                **latency_detail(spent, "processed"),
+                "idle_worker_cpu_percent": round(100 * cpu["worker"] / seconds, 2),
+                "idle_server_cpu_percent": round(100 * cpu["server"] / seconds, 2),
+            },
+            faults=database.faults(before + count, processed=True),
+        )
+
+
+def drain(database: Database) -> None:
+    """Wait until every event is final."""
+    eventually(lambda: database.pending() == 0, timeout=120, interval=0.05)
+
+
+def _most(bench: Bench, database: Database, server: Server) -> float:
+    """Return the events/s that are accepted and processed, by a short closed-loop run."""
+    events = _SHAPE.events_in(bench.size(200_000, 100_000))
+    since = database.now()
+    _SHAPE.send(bench, server, events)
+    drain(database)
+    return events / database.processing_seconds(since)
+
+
+def _meter(bench: Bench, server: Server, workers: list[Process]) -> CpuMeter:
+    return CpuMeter(
+        {
+            "server": [server.process.pid],
+            "worker": [worker.pid for worker in workers],
+            "postgres": [bench.postgres_pid],
+            "redis": [bench.redis_pid],
+        }
+    )

@@ -1,0 +1,53 @@
+"""The worker alone: pending rows and their messages lie ready, then it starts."""
+
+from benchmarks import fill
+from benchmarks.database import Database
+from benchmarks.sample import Sample
+from benchmarks.stack import Bench
+from benchmarks.usage import peak_rss_mb
+from tests.kit.waiting import eventually
+from worker.broker import build_broker
+from worker.dispatch import Dispatcher
+
+#: The share of the rows after whose end the clock starts: by then every thread is at work.
+_WARM = 0.1
+
+
+def work(bench: Bench, *, rows: int, group: int, count: int = 1) -> Sample:
+    """Return processed events/s of `count` worker processes, by the rows' own times."""
+    rows = bench.size(rows, rows // 2)
+    with bench.database() as database:
+        fill.fill(database, rows, pending=True)
+        fill.settle(database)
+        dispatch(bench, database, group=group)
+        before = database.counters().wal_bytes
+        with bench.workers(database, count=count) as workers:
+            eventually(lambda: database.pending() == 0, timeout=120, interval=0.2)
+            rss = sum(peak_rss_mb(worker.pid) for worker in workers)
+        return Sample(
+            value=_rate(database),
+            detail={
+                "worker_rss_mb": round(rss, 1),
+                "wal_bytes_per_event": (database.counters().wal_bytes - before) / rows,
+            },
+            faults=database.faults(rows, processed=True),
+        )
+
+
+def dispatch(bench: Bench, database: Database, *, group: int) -> None:
+    """Send the keys of all rows to the workers, as the server does after a commit."""
+    dispatcher = Dispatcher(build_broker(bench.redis_url), chunk_rows=group)
+    dispatcher.first_deliveries({fill.USER: fill.keys(database)})
+
+
+def _rate(database: Database) -> float:
+    """Return the rate from the time when the first tenth was done until the end."""
+    times: list[float] = [
+        row[0]
+        for row in database.query(
+            "SELECT extract(epoch FROM processed_at)::float8 FROM events ORDER BY processed_at"
+        )
+    ]
+    warm = times[int(len(times) * _WARM)]
+    done = sum(moment > warm for moment in times)
+    return done / (times[-1] - warm)

@@ -1,0 +1,92 @@
+"""Open loop: requests leave at random times fixed beforehand (Poisson), whatever the server does.
+
+Latency counts from when a request was to leave, so a server, a connection or a generator that falls
+behind is charged with it (no coordinated omission). h2load has a timing script for this, but it
+drifts: at 500 requests/s it was 0.7 s late after 4 s.
+"""
+
+import random
+import select
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.http2 import Connection
+
+#: Connections that share the requests; a server allows 100 calls on each.
+_CONNECTIONS = 4
+#: Seconds without any answer after which a run has failed.
+_PATIENCE = 15.0
+
+
+class NoAnswerError(Exception):
+    """The server stopped answering."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenLoad:
+    """What came of it."""
+
+    requests: int
+    seconds: float
+    #: CPU time of this generator.
+    cpu_seconds: float
+    #: Seconds from when a request was to leave until the end of its response.
+    latencies: list[float] = field(repr=False)
+    #: Seconds by which requests left late.
+    lateness: list[float] = field(repr=False)
+
+
+def send(
+    address: str, path: str, body: bytes, *, rate: float, seconds: float, headers: Sequence[str]
+) -> OpenLoad:
+    """Post a body at `rate` requests a second on average, and await the answers."""
+    connections = [Connection(address, path, headers, body) for _ in range(_CONNECTIONS)]
+    try:
+        return _run(connections, _times(rate, seconds))
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def _run(connections: Sequence[Connection], times: Sequence[float]) -> OpenLoad:
+    by_socket = {connection.socket: connection for connection in connections}
+    due: dict[tuple[Connection, int], float] = {}
+    latencies, lateness = [], []
+    cpu, begun, sent = time.thread_time(), time.perf_counter(), 0
+    heard = begun
+    while sent < len(times) or due:
+        now = time.perf_counter()
+        while sent < len(times) and begun + times[sent] <= now:
+            connection = connections[sent % len(connections)]
+            if not connection.ready:
+                break
+            intended = begun + times[sent]
+            due[connection, connection.post()] = intended
+            lateness.append(now - intended)
+            sent += 1
+        wait = 0.5
+        if sent < len(times) and connections[sent % len(connections)].ready:
+            wait = max(0.0, begun + times[sent] - time.perf_counter())
+        readable = select.select(list(by_socket), (), (), wait)[0]
+        for found in readable:
+            connection = by_socket[found]
+            answered = connection.receive()
+            heard = time.perf_counter()
+            latencies += [heard - due.pop((connection, stream)) for stream in answered]
+        if due and time.perf_counter() - heard > _PATIENCE:
+            raise NoAnswerError(f"{len(due)} requests unanswered")
+    return OpenLoad(
+        requests=sent,
+        seconds=time.perf_counter() - begun,
+        cpu_seconds=time.thread_time() - cpu,
+        latencies=latencies,
+        lateness=lateness,
+    )
+
+
+def _times(rate: float, seconds: float) -> list[float]:
+    times, now = [], 0.0
+    while (now := now + random.expovariate(rate)) < seconds:  # no secret
+        times.append(now)
+    return times
