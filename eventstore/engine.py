@@ -79,7 +79,8 @@ def build_engine(
         max_overflow=0,
         pool_timeout=_POOL_TIMEOUT,
         pool_recycle=_POOL_RECYCLE,
-        pool_pre_ping=True,
+        # Whoever works on keys tries again when a connection turns out to be dead.
+        pool_pre_ping=not keyed,
         connect_args={
             "application_name": name,
             "connect_timeout": _CONNECT_TIMEOUT,

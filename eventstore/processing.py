@@ -1,10 +1,13 @@
-"""The statements of a worker: claim, lease, finish, postpone, sweep.
+"""The statements of a worker: read, lease, finish, postpone, sweep.
 
 A PENDING row is in one of three places:
 
-- `attempts` 0 and no lease token: it waits for its first delivery; `claim` locks it.
+- `attempts` 0 and no lease token: it waits for its first delivery; `waiting` reads it.
 - no lease token: it waits for the sweeper, until `next_attempt_at`; `lease` takes it.
 - with a lease token: a recovery attempt holds it, until `next_attempt_at`.
+
+`finish` writes only to rows that are still where the caller found them. That is what makes an
+event final once, whoever else works on it.
 """
 
 from collections.abc import Sequence
@@ -28,12 +31,13 @@ _SWEEP_LOCK = 0x1A6E57
 _UNFINISHED = "the last attempt did not finish: its worker died or ran out of time"
 
 
-def claim(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
-    """Lock and return the events that wait for their first delivery.
+def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
+    """Return the events that wait for their first delivery.
 
-    What another worker has locked, what is final, and what has been attempted before is left out.
+    What is final, and what has been attempted before, is left out. No row is locked: a message
+    hardly ever arrives twice, and then the work is done twice and written once.
     """
-    found: list[PendingEvent] = bulk(connection).claim(connection, keys)
+    found: list[PendingEvent] = bulk(connection).waiting(connection, keys)
     return found
 
 
@@ -54,7 +58,7 @@ def lease(
 def finish(connection: Connection, results: Sequence[Finished], token: str | None = None) -> int:
     """Write final states; returns how many rows were still ours to write.
 
-    `token` is that of the lease, None after `claim`.
+    `token` is that of the lease, None after `waiting`.
     """
     written: int = bulk(connection).finish(connection, results, token) if results else 0
     return written
@@ -65,7 +69,7 @@ def postpone(
 ) -> None:
     """Note failed attempts and when the next one is due.
 
-    `lease` has counted its attempt already; after `claim`, with no token, it is counted here.
+    `lease` has counted its attempt already; after `waiting`, with no token, it is counted here.
     """
     for failure in failures:
         connection.execute(

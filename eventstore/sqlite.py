@@ -96,8 +96,8 @@ def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey,
     return found
 
 
-def claim(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
-    """Return the rows that wait for their first delivery; others are skipped."""
+def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
+    """Return the rows that wait for their first delivery; others are left out."""
     statement = (
         select(*_pending_columns)
         .join(users, users.c.id == events.c.user_id)

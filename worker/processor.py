@@ -1,6 +1,6 @@
 """Processes groups of events against the database: the two paths of an event to its final state.
 
-First delivery: one transaction claims, processes, writes back and commits, and counts no attempt
+First delivery: one transaction reads, processes, writes back and commits, and counts no attempt
 unless an event fails. Recovery: the claim is committed first, as a counted attempt under a lease,
 so that a worker which dies takes the attempt with it.
 """
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from eventstore import processing
 from eventstore.clock import DatabaseClock
-from eventstore.errors import PermanentStorageError, storage_errors
+from eventstore.errors import PermanentStorageError, TransientStorageError, storage_errors
 from eventstore.values import EventKey, EventStatus, Finished, PendingEvent, Postponed
 from worker.pipeline import Enricher, process
 
@@ -58,12 +58,20 @@ class Processor:
     def first_delivery(self, keys: Sequence[EventKey]) -> None:
         """Process the events that nobody has attempted yet, in one transaction.
 
-        Raises TransientStorageError when the database is away; nothing has then happened.
+        Raises TransientStorageError when the database is away; the sweeper finds the events.
         """
+        try:
+            self._deliver(keys)
+        except TransientStorageError:
+            # Mostly a connection that died while it was idle; asking each one before use would
+            # cost every message a round trip.
+            self._deliver(keys)
+
+    def _deliver(self, keys: Sequence[EventKey]) -> None:
         try:
             with storage_errors(), self._engine.begin() as connection:
                 self._synchronise(connection)
-                self._complete(connection, processing.claim(connection, keys), token=None)
+                self._complete(connection, processing.waiting(connection, keys), token=None)
         except _EventFailure as failure:
             self._note(failure.event, failure.reason, token=None)
         except PermanentStorageError:
@@ -72,7 +80,7 @@ class Processor:
             else:
                 # One event's properties are refused: each alone, so that it fails alone.
                 for key in keys:
-                    self.first_delivery([key])
+                    self._deliver([key])
 
     def recover(self, keys: Sequence[EventKey], *, attempts: int) -> None:
         """Process events that were left over, as attempt number `attempts` + 1."""
@@ -151,7 +159,7 @@ class Processor:
 
     def _note_unstorable(self, key: EventKey) -> None:
         with storage_errors(), self._engine.begin() as connection:
-            for event in processing.claim(connection, [key]):
+            for event in processing.waiting(connection, [key]):
                 reason = "the result cannot be stored"
                 processing.finish(
                     connection, [Finished(event.key, EventStatus.INVALID, None, reason)]

@@ -24,8 +24,9 @@ SWEEP_ROWS = 1_000
 _DEEP_QUEUE = 200
 #: Recovery messages beyond which no more are sent.
 _MOST_RECOVERIES = 50
-#: Seconds after which a message that the sweeper sent counts as lost.
-_AGAIN_AFTER = 15.0
+#: Seconds after which a message that the sweeper sent counts as lost; a second message for the same
+#: rows takes nothing, so this is short: Redis may be wiped again and again.
+_AGAIN_AFTER = 5.0
 #: Seconds between two looks at partitions and retention.
 _HOUSEKEEPING_SECONDS = 60.0
 
