@@ -77,8 +77,8 @@ def results(keys: Sequence[EventKey]) -> list[Finished]:
 
 
 def run(name: str, connection: Connection, keys: Sequence[EventKey]) -> None:
-    if name == "claim":
-        assert len(processing.claim(connection, keys)) == len(keys)
+    if name == "waiting":
+        assert len(processing.waiting(connection, keys)) == len(keys)
     elif name == "finish":
         assert processing.finish(connection, results(keys)) == len(keys)
     else:
@@ -87,7 +87,7 @@ def run(name: str, connection: Connection, keys: Sequence[EventKey]) -> None:
         assert len(held) == len(keys)
 
 
-@pytest.mark.parametrize("name", ["claim", "lease", "finish"])
+@pytest.mark.parametrize("name", ["waiting", "lease", "finish"])
 @pytest.mark.parametrize("count", [1, 500])
 def test_rows_are_found_by_their_key_in_the_partitions_of_their_ids(
     postgres: Engine, name: str, count: int
@@ -107,7 +107,7 @@ def test_keys_of_two_days_open_two_partitions(postgres: Engine) -> None:
     keys = fill_today(postgres)[:10] + add(postgres, *[{}] * 10, received_at=tomorrow)
     with postgres.begin() as connection:
         plans = Plans(connection)
-        run("claim", connection, keys)
+        run("waiting", connection, keys)
 
     assert {relation for relation, _ in plans.scans()} == {TODAY, f"events_{tomorrow:%Y%m%d}"}
 
@@ -117,7 +117,7 @@ def test_a_group_of_many_users_is_found_by_key_too(postgres: Engine) -> None:
     keys = [key for _ in range(100) for key in add(postgres, {}, {}, user=new_user())]
     with postgres.begin() as connection:
         plans = Plans(connection)
-        run("claim", connection, keys)
+        run("waiting", connection, keys)
 
     assert {kind for _, kind in plans.scans()} == {"Index Scan"}
     assert {relation for relation, _ in plans.scans()} == {TODAY}

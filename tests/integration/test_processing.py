@@ -164,12 +164,12 @@ def test_who_comes_late_with_an_old_lease_is_refused(store: Engine) -> None:
     assert row.attempts == 2
 
 
-def test_a_leased_event_is_neither_claimed_nor_leased_by_others(store: Engine) -> None:
+def test_a_leased_event_is_neither_delivered_nor_leased_by_others(store: Engine) -> None:
     (key,) = add(store, {})
     with store.begin() as connection:
         processing.lease(connection, [key], attempts=0, token=str(uuid4()), seconds=15)
     with store.begin() as connection:
-        assert processing.claim(connection, [key]) == []
+        assert processing.waiting(connection, [key]) == []
         for attempts in (0, 1):
             other = str(uuid4())
             assert not processing.lease(
