@@ -47,8 +47,9 @@ proto: install-dev ## buf: lint, format, breaking changes
 	$(BIN)/buf format --diff --exit-code
 	scripts/check-breaking
 
-generated: ## the committed stubs are what proto/ generates
+generated: install-dev ## stubs and table of settings are what proto/ and settings.py generate
 	scripts/check-generated
+	$(BIN)/python scripts/settings_table.py --check
 
 requirements: install-dev ## the pins keep the floors of pyproject.toml and name no host
 	$(BIN)/python scripts/check_requirements.py
@@ -66,8 +67,9 @@ bench: install-dev ## measure everything beside its limits and its peers, 5 roun
 bench-quick: install-dev ## measure the key figures once, in under 3 minutes
 	$(BIN)/python -m benchmarks --quick
 
-generate: ## write the Python stubs from proto/
+generate: install-dev ## write the Python stubs from proto/, and the README's table of settings
 	scripts/generate
+	$(BIN)/python scripts/settings_table.py
 
 lock: install-dev ## pin the requirements again (UPGRADE=1: take the newest releases)
 	scripts/lock
