@@ -11,6 +11,8 @@ from eventstore.schema import UtcDateTime
 
 #: Seconds after which the offset is measured again; clocks drift by microseconds in that time.
 _SYNC_SECONDS = 10.0
+#: By how much two clocks may drift apart, a hundred microseconds a second being a bad crystal.
+_DRIFT = 1e-4
 
 #: SQLite has no date type; microseconds since 1970, with the milliseconds that it can tell.
 _SQLITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
@@ -42,13 +44,16 @@ class DatabaseClock:
     """Tells the database's time without asking it each time.
 
     It remembers the offset between the database and this machine's monotonic clock, so a wall
-    clock that is wrong or jumps has no effect. The error is at most half a round trip.
+    clock that is wrong or jumps has no effect. The error is at most half of the round trip in which
+    the offset was measured; a slow round trip does not replace what a quick one has told.
     """
 
     def __init__(self) -> None:
         """Start with the wall clock, until the first synchronisation."""
         self._offset = time.time() - time.monotonic()
         self._synchronised_at = float("-inf")
+        self._measured_at = 0.0
+        self._error = float("inf")
 
     def now(self) -> datetime:
         """Return the time, aware, in UTC."""
@@ -68,7 +73,11 @@ class DatabaseClock:
         before = time.monotonic()
         told = connection.execute(select(in_seconds(0))).scalar_one()
         after = time.monotonic()
+        self._synchronised_at = after
+        error = (after - before) / 2
+        if error > self._error + (after - self._measured_at) * _DRIFT:
+            return
+        self._error, self._measured_at = error, after
         self._offset = (told - datetime.fromtimestamp(0, UTC)) / timedelta(seconds=1) - (
             before + after
         ) / 2
-        self._synchronised_at = after

@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 
+from eventstore.watchdog import WatchedConnection
+
 #: Seconds; with the keep-alives below, a dead link is noticed in about five seconds.
 _CONNECT_TIMEOUT = 3
 _TCP_TIMEOUT_MS = 5_000
@@ -88,6 +90,7 @@ def build_engine(
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": _TCP_TIMEOUT_MS,
+            **({"connection_factory": WatchedConnection} if guarded else {}),
             "options": " ".join(f"-c {option}" for option in options),
         },
         **common,

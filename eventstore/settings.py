@@ -61,6 +61,22 @@ class Settings(BaseSettings):
     jwt_max_ttl_seconds: int = Field(
         86_400, ge=60, description="longest accepted life of a token, `exp` minus `iat`"
     )
+    jwt_revocation_file: Path | None = Field(
+        None, description="JSON file of revoked tokens, in force within five seconds"
+    )
+
+    user_events_per_second: float = Field(
+        0, ge=0, description="events that a user may submit, in bursts of two seconds; 0: no limit"
+    )
+    user_bytes_per_second: float = Field(
+        0, ge=0, description="bytes that a user may submit; 0: no limit"
+    )
+    user_reads_per_second: float = Field(
+        0, ge=0, description="reading calls that a user may make; 0: no limit"
+    )
+    user_streams: int = Field(
+        0, ge=0, description="streams that a user may have open on one server; 0: no limit"
+    )
 
     group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")
     group_bytes: int = Field(4 << 20, ge=1 << 10, description="most event bytes in one transaction")

@@ -20,7 +20,9 @@ from ingest_service.health import Health
 from ingest_service.intake import Intake
 from ingest_service.interceptors import Gate
 from ingest_service.jwks import JwkSet
+from ingest_service.limits import UserLimits
 from ingest_service.reader import Reader
+from ingest_service.revocation import Revocations
 from ingest_service.server import build_server
 from ingest_service.servicer import IngestServicer
 from worker.broker import build_broker
@@ -94,6 +96,7 @@ async def _server(
 ) -> AsyncIterator[int]:
     """Build and start everything in front of the worker, and drain it at the end."""
     keys = build_key_source(settings)
+    revocations = Revocations(settings.jwt_revocation_file)
     clock = DatabaseClock()
     writing = build_engine(url, name="ingest-intake", pool_size=_WRITERS, keyed=True)
     reading = build_engine(url, name="ingest-reader", pool_size=settings.read_threads)
@@ -102,13 +105,17 @@ async def _server(
     prober = Reader(probing, threads=1)
     dispatcher = BackgroundDispatcher(Dispatcher(broker, chunk_rows=settings.chunk_rows))
     intake = Intake(writing, settings, clock, dispatcher.dispatch)
-    servicer = IngestServicer(settings, intake, EventDecoder(clock), reader)
+    limits = UserLimits(settings)
+    servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits)
     health = Health(lambda: prober.read(_schema_is_current))
-    gate = Gate(TokenVerifier(settings, keys), reflection=settings.reflection)
+    gate = Gate(TokenVerifier(settings, keys, revocations), reflection=settings.reflection)
     server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
     dispatcher.start()
     intake.start()
-    background = [asyncio.create_task(health.run())]
+    background = [
+        asyncio.create_task(health.run()),
+        asyncio.create_task(revocations.keep_fresh()),
+    ]
     if isinstance(keys, JwkSet):
         await keys.refresh()
         background.append(asyncio.create_task(keys.keep_fresh()))

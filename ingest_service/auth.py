@@ -17,6 +17,7 @@ from eventstore.values import User
 from ingest_service.errors import TokenExpired, TokenMissing, Unauthenticated
 from ingest_service.jwks import JwkSet, JwksFile, JwksUrl
 from ingest_service.principal import Principal
+from ingest_service.revocation import Revocations
 
 #: Seconds that clocks may differ.
 LEEWAY = 10
@@ -57,10 +58,11 @@ class SingleKey:
 class TokenVerifier:
     """Turns the authorization metadata of a call into a Principal."""
 
-    def __init__(self, settings: Settings, keys: KeySource) -> None:
-        """Take what a token must say, and where keys come from."""
+    def __init__(self, settings: Settings, keys: KeySource, revocations: Revocations) -> None:
+        """Take what a token must say, where keys come from, and what is revoked."""
         self._settings = settings
         self._keys = keys
+        self._revocations = revocations
         self._cache: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
 
     def authenticate(self, values: Sequence[str | bytes]) -> Principal:
@@ -76,11 +78,13 @@ class TokenVerifier:
         now = time.time()
         cached = self._cache.get(value)
         if cached is not None and now < cached[1]:
+            cached[0].require_alive()
             return cached[0]
         scheme, _, token = value.partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise TokenMissing("no bearer token")
         principal = self._verify(token)
+        principal.require_alive()
         self._cache[value] = (principal, min(principal.expires_at, now + _CACHE_SECONDS))
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
@@ -133,6 +137,9 @@ class TokenVerifier:
         scope = claims.get("scope", "")
         if not isinstance(scope, str):
             raise Unauthenticated("scope must be a text")
+        token_id = claims.get("jti", "")
+        if not isinstance(token_id, str):
+            raise Unauthenticated("jti must be a text")
         issuer = self._settings.jwt_issuer
         return Principal(
             user=User(
@@ -142,6 +149,9 @@ class TokenVerifier:
                 email=email,
             ),
             scopes=frozenset(scope.split()),
+            token_id=token_id,
+            issued_at=issued,
+            revocations=self._revocations,
             expires_at=float(expires + LEEWAY),
         )
 

@@ -179,6 +179,29 @@ def sweep() -> None:
 
 
 @main.command()
+@click.option(
+    "--allow-unsafe-durability",
+    is_flag=True,
+    help="Only warn when PostgreSQL's durability is switched off.",
+)
+def doctor(allow_unsafe_durability: bool) -> None:
+    """Check database, broker, keys, clocks and limits; exit code 1 when a check fails.
+
+    \b
+    Example: ingest-service doctor
+    """
+    from ingest_service.doctor import Verdict, examine
+    from worker.broker import check_broker
+
+    findings = list(
+        examine(Settings.load(), check_broker, allow_unsafe_durability=allow_unsafe_durability)
+    )
+    for finding in findings:
+        click.echo(f"{finding.verdict.value:<5}{finding.check}: {finding.text}")
+    sys.exit(any(finding.verdict is Verdict.FAIL for finding in findings))
+
+
+@main.command()
 @click.option("--service", default="", help="As in grpc.health.v1; empty means the whole server.")
 def health(service: str) -> None:
     """Ask a running server how it is; exit code 0 when it is SERVING.

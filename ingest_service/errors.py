@@ -7,6 +7,7 @@
     |   |-- ScopeMissing         the token does not allow this call
     |   |-- IdempotencyConflict  the key is taken by other content
     |   `-- EventNotFound        no such event of this user
+    |-- RateLimited              transient: this user takes more than its share
     `-- Unavailable              transient: try again after `retry_after` seconds
         |-- Overloaded           the intake or the readers are full
         |-- Draining             this server is about to end
@@ -118,6 +119,19 @@ class EventNotFound(Refused):
 
     reason = "EVENT_NOT_FOUND"
     text = "event not found"
+
+
+class RateLimited(IngestError):
+    """One user takes more than it may."""
+
+    reason = "RATE_LIMITED"
+    text = "the user's rate is used up"
+
+    def __init__(self, limit: str, retry_after: float) -> None:
+        """Take the name of the limit, and the seconds until there is room again."""
+        super().__init__(self.text)
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 class Unavailable(IngestError):

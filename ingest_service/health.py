@@ -16,6 +16,8 @@ SERVICES = ("", "ingest.v1.IngestService")
 LIVENESS = "liveness"
 #: Seconds between two looks at the database.
 _PAUSE = 1.0
+#: Seconds in which the database must answer; a look that takes longer says no.
+_PATIENCE = 2.0
 
 Check = Callable[[], Awaitable[bool]]
 
@@ -39,7 +41,8 @@ class Health:
     async def look(self) -> None:
         """Look at the database once and tell the servicer."""
         try:
-            ready = await self._check()
+            async with asyncio.timeout(_PATIENCE):
+                ready = await self._check()
         except Exception as error:  # noqa: BLE001  # whatever it is, the answer is no
             log.debug("health_check_failed", error=type(error).__name__)
             ready = False

@@ -80,7 +80,7 @@ class JwkSet:
         self._keys: dict[str | None, Any] = {}
         self._wanted = asyncio.Event()
         if isinstance(source, JwksFile):
-            self._replace(source.read())
+            self.load()
 
     def key_for(self, kid: str | None) -> Any:
         """Return the key with this id; a token without one is verified when there is one key."""
@@ -100,10 +100,14 @@ class JwkSet:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wanted.wait(), _REFRESH_SECONDS - _LEAST_SECONDS)
 
+    def load(self) -> None:
+        """Read the source once, and wait for it; raises OSError or ValueError."""
+        self._replace(self._source.read())
+
     async def refresh(self) -> None:
         """Read the source once, in a thread, and keep the old keys when that fails."""
         try:
-            self._replace(await asyncio.to_thread(self._source.read))
+            await asyncio.to_thread(self.load)
         except (OSError, ValueError) as error:
             log.warning("jwks_unreadable", error=type(error).__name__, keys=len(self._keys))
 

@@ -5,7 +5,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from eventstore.values import User
-from ingest_service.errors import ScopeMissing, TokenExpired
+from ingest_service.errors import ScopeMissing, TokenExpired, Unauthenticated
+from ingest_service.revocation import Revocations
 
 WRITE = "events:write"
 READ = "events:read"
@@ -17,6 +18,10 @@ class Principal:
 
     user: User
     scopes: frozenset[str]
+    #: `jti` and `iat` of the token; the id is empty when it has none.
+    token_id: str
+    issued_at: int
+    revocations: Revocations
     #: Seconds since 1970, leeway included.
     expires_at: float
 
@@ -26,9 +31,11 @@ class Principal:
             raise ScopeMissing(scope)
 
     def require_alive(self) -> None:
-        """Raise TokenExpired when the token ran out since it was verified."""
+        """Raise when the token ran out, or was revoked, since it was verified."""
         if time.time() >= self.expires_at:
             raise TokenExpired("expired during the call")
+        if self.revocations.cover(self.token_id, self.user.subject, self.issued_at):
+            raise Unauthenticated("revoked")
 
 
 #: Set for the time of one call.

@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: Reads that may wait for each thread; more would only make all of them late.
 _WAITING_PER_THREAD = 32
+#: Seconds that a caller waits in all, in the queue and for the database.
+_LONGEST_WAIT = 6.0
 
 
 class Reader:
@@ -48,7 +50,11 @@ class Reader:
         future = loop.run_in_executor(self._executor, lambda: self._run(query, *args, **kwargs))
         future.add_done_callback(self._release)
         try:
-            return await asyncio.shield(future)
+            async with asyncio.timeout(_LONGEST_WAIT):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            log.warning("storage_unavailable", error="no answer in time")
+            raise StorageUnavailable from None
         except StorageError as error:
             log.warning("storage_unavailable", error=str(error))
             raise StorageUnavailable from error

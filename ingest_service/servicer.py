@@ -27,6 +27,7 @@ from ingest_service.errors import (
 )
 from ingest_service.idle import idle_watch
 from ingest_service.intake import Intake
+from ingest_service.limits import UserLimits
 from ingest_service.pagetokens import make_page_token, read_page_token
 from ingest_service.principal import Principal, current_principal
 from ingest_service.reader import Reader
@@ -46,13 +47,19 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     """Implements the stage-A calls; whoever calls is in `current_principal`."""
 
     def __init__(
-        self, settings: Settings, intake: Intake, decoder: EventDecoder, reader: Reader
+        self,
+        settings: Settings,
+        intake: Intake,
+        decoder: EventDecoder,
+        reader: Reader,
+        limits: UserLimits,
     ) -> None:
         """Take collaborators."""
         self._settings = settings
         self._intake = intake
         self._decoder = decoder
         self._reader = reader
+        self._limits = limits
 
     async def SubmitEvent(  # noqa: N802  # the names of calls are those of the contract
         self, request: pb.SubmitEventRequest, context: Context
@@ -83,28 +90,29 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> pb.StreamEventsResponse:
         """Store the events of a stream as they come."""
         principal = _caller()
-        stream = StreamIntake(self._intake, self._decoder, principal.user)
-        ends_at = min(time.time() + self._settings.stream_max_seconds, principal.expires_at)
-        try:
-            async with idle_watch(self._settings.stream_idle_seconds) as idle:
-                # Read from the context: the iterator is a generator around it, and costs more
-                # than all that is done here with a message.
-                while (wire := await context.read()) is not grpc.aio.EOF:
-                    idle.note()
-                    if time.time() >= ends_at:
+        stream = StreamIntake(self._intake, self._decoder, principal.user, self._limits)
+        ends_at = time.monotonic() + self._settings.stream_max_seconds
+        with self._limits.stream(principal.user.id):
+            try:
+                async with idle_watch(self._settings.stream_idle_seconds) as idle:
+                    # Read from the context: the iterator is a generator around it, and costs
+                    # more than all that is done here with a message.
+                    while (wire := await context.read()) is not grpc.aio.EOF:
+                        idle.note()
                         principal.require_alive()
-                        break
-                    if stream.take(wire):
-                        # Not reading is what slows the client down (HTTP/2 flow control).
-                        with idle.paused():
-                            await stream.wait()
-        except TimeoutError:
-            await stream.finish()
-            await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"no message for {self._settings.stream_idle_seconds:g} seconds",
-            )
-        summary = await stream.finish()
+                        if stream.take(wire):
+                            # Not reading is what slows the client down (HTTP/2 flow control).
+                            with idle.paused():
+                                await stream.wait()
+                        if time.monotonic() >= ends_at:
+                            break
+            except TimeoutError:
+                await stream.finish()
+                await context.abort(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    f"no message for {self._settings.stream_idle_seconds:g} seconds",
+                )
+            summary = await stream.finish()
         log.info(
             "stream_accepted",
             user_id=principal.user.id,
@@ -118,7 +126,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self, request: pb.GetEventRequest, context: Context
     ) -> pb.GetEventResponse:
         """Answer one of the caller's events."""
-        user_id = _caller().user.id
+        user_id = self._reading_user()
         lookup = request.WhichOneof("lookup")
         if lookup is None:
             raise FieldInvalid([Violation("lookup", "event_id or idempotency_key is required")])
@@ -147,6 +155,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self, request: pb.ListEventsRequest, context: Context
     ) -> pb.ListEventsResponse:
         """Answer a page of the caller's events."""
+        user_id = self._reading_user()
         violations: list[Violation] = []
         if not 0 <= request.page_size <= MAX_PAGE_SIZE:
             violations.append(Violation("page_size", f"must be 0 to {MAX_PAGE_SIZE}"))
@@ -169,7 +178,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         cursor = read_page_token(request.page_token, filters) if request.page_token else NEWEST
         page = await self._reader.read(
             reading.list_events,
-            _caller().user.id,
+            user_id,
             filters,
             limit=request.page_size or DEFAULT_PAGE_SIZE,
             before=cursor,
@@ -184,6 +193,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self, request: pb.GetEventCountsRequest, context: Context
     ) -> pb.GetEventCountsResponse:
         """Count the caller's events by status."""
+        user_id = self._reading_user()
         violations: list[Violation] = []
         filters = Filters(
             received_after=_time(request, "received_after", violations),
@@ -191,9 +201,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         )
         if violations:
             raise FieldInvalid(violations)
-        counts, truncated = await self._reader.read(
-            reading.count_events, _caller().user.id, filters
-        )
+        counts, truncated = await self._reader.read(reading.count_events, user_id, filters)
         return pb.GetEventCountsResponse(
             counts=[
                 pb.StatusCount(status=event_pb2.EventStatus.ValueType(int(status)), count=count)
@@ -202,8 +210,15 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             truncated=truncated,
         )
 
+    def _reading_user(self) -> str:
+        """Return the caller's id; raises RateLimited when it reads too much."""
+        user_id = _caller().user.id
+        self._limits.read(user_id)
+        return user_id
+
     async def _store(self, submission: Submission, field: str) -> list[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it."""
+        self._limits.submit(submission.user.id, events=len(submission.events), size=submission.size)
         verdicts = await self._intake.submit(submission)
         _raise_refusals(verdicts, field)
         return [

@@ -12,6 +12,7 @@ from ingest_service.errors import (
     FieldInvalid,
     IdempotencyConflict,
     IngestError,
+    RateLimited,
     ScopeMissing,
     Unauthenticated,
     Unavailable,
@@ -29,6 +30,7 @@ _CODES: dict[type[IngestError], grpc.StatusCode] = {
     ScopeMissing: grpc.StatusCode.PERMISSION_DENIED,
     IdempotencyConflict: grpc.StatusCode.ALREADY_EXISTS,
     EventNotFound: grpc.StatusCode.NOT_FOUND,
+    RateLimited: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     IngestError: grpc.StatusCode.INTERNAL,
 }
@@ -50,9 +52,14 @@ def to_status(error: IngestError) -> grpc.Status:
                 ]
             )
         )
-    if isinstance(error, Unavailable):
+    if isinstance(error, RateLimited):
+        violation = error_details_pb2.QuotaFailure.Violation(
+            subject="user", description=error.limit
+        )
+        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
+    if isinstance(error, Unavailable | RateLimited):
         delay = Duration()
-        delay.FromMilliseconds(int(error.retry_after * 1000))
+        delay.FromMilliseconds(max(1, int(error.retry_after * 1000)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(_code_of(error), error.text, details)
 

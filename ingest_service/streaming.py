@@ -13,6 +13,7 @@ from ingest_service.decode import EventDecoder, parse_stream
 from ingest_service.encode import encode_receipt
 from ingest_service.errors import FieldInvalid, IdempotencyConflict, IngestError, Violation
 from ingest_service.intake import Intake
+from ingest_service.limits import UserLimits
 
 #: As the contract says.
 MAX_RECEIPTS = 10_000
@@ -23,6 +24,8 @@ _GROUPS_UNDER_WAY = 2
 #: during which the event loop does nothing else: some milliseconds.
 _GATHERED_MESSAGES = 1_000
 _GATHERED_BYTES = 256 << 10
+#: Seconds after which a stream that waits for its user's share looks again.
+_LONGEST_SLEEP = 1.0
 
 
 class _Group(NamedTuple):
@@ -38,15 +41,20 @@ class StreamIntake:
     stream commits each message at once, and a fast one commits many messages together.
     """
 
-    def __init__(self, intake: Intake, decoder: EventDecoder, user: User) -> None:
-        """Take the intake, the decoder and the user on whose behalf all events are stored."""
+    def __init__(
+        self, intake: Intake, decoder: EventDecoder, user: User, limits: UserLimits
+    ) -> None:
+        """Take the intake, the decoder, and the user on whose behalf all events are stored."""
         self._intake = intake
         self._decoder = decoder
         self._user = user
+        self._limits = limits
         self._gathered: list[bytes] = []
         self._size = 0
         self._under_way: list[_Group] = []
         self._failure: Exception | None = None
+        #: Seconds until the user's share is no longer used up.
+        self._overdrawn = 0.0
         self._progress = asyncio.Event()
         self._summary = StreamEventsResponse()
 
@@ -77,10 +85,15 @@ class StreamIntake:
             or self._size >= _GATHERED_BYTES
             or (not self._under_way and bool(self._gathered))
             or self._failure is not None
+            or self._overdrawn > 0
         )
 
     async def _advance(self) -> None:
-        """Hand in what is gathered, or wait for a commit."""
+        """Hand in what is gathered, or wait for a commit, or for the user's share of time."""
+        if self._overdrawn:
+            await asyncio.sleep(min(self._overdrawn, _LONGEST_SLEEP))
+            self._overdrawn = self._limits.submit_wait(self._user.id)
+            return
         if self._failure is None and not self._under_way:
             await self._intake.room()
             self._submit()
@@ -107,6 +120,9 @@ class StreamIntake:
                 self._reject(position, FieldInvalid.reason, violations)
             if not rows:
                 return
+            # What was sent is taken; the stream then waits until it is paid for.
+            self._limits.charge(self._user.id, events=len(events), size=size)
+            self._overdrawn = self._limits.submit_wait(self._user.id)
             positions: Sequence[int] = range(first, after)
             if refused:
                 positions = [position for position in positions if position not in refused]

@@ -95,6 +95,18 @@ def waiting_messages(broker: dramatiq.Broker, queue: str) -> int:
     return int(broker.get_queue_message_counts(queue)[0])  # type: ignore[attr-defined]  # RabbitMQ
 
 
+def check_broker(url: str) -> str:
+    """Return what is wrong with a broker, or nothing; raises what its client raises."""
+    broker = build_broker(url)
+    broker.declare_queue(QUEUE)
+    waiting_messages(broker, QUEUE)
+    if isinstance(broker, RedisBroker):
+        memory: Any = broker.client.info("memory")
+        if memory.get("maxmemory") and memory.get("maxmemory_policy") != "noeviction":
+            return "Redis may evict the queue: set maxmemory-policy noeviction"
+    return ""
+
+
 def set_up() -> None:
     """Make Dramatiq's global broker from the environment, with actors and sweeper."""
     from worker.runtime import Runtime  # noqa: PLC0415  # runtime imports this module

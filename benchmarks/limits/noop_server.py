@@ -18,6 +18,7 @@ from ingest.v1 import ingest_service_pb2 as pb
 from ingest.v1 import ingest_service_pb2_grpc
 from ingest_service import server as product
 from ingest_service.auth import TokenVerifier, build_key_source
+from ingest_service.revocation import Revocations
 
 _OPTIONS = product._OPTIONS  # noqa: SLF001  # the same limits and windows, whatever they are
 
@@ -61,7 +62,7 @@ class NoopServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 
 async def _serve() -> None:
     settings = Settings.load()
-    check = TokenCheck(TokenVerifier(settings, build_key_source(settings)))
+    check = TokenCheck(TokenVerifier(settings, build_key_source(settings), Revocations(None)))
     server = grpc.aio.server(interceptors=[check], options=list(_OPTIONS))
     ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(
         NoopServicer(),  # type: ignore[abstract]  # the other calls are not made

@@ -1,0 +1,50 @@
+"""What an operator should know of a database: read only, and cheap."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+#: What must be on for "committed" to mean "survives a power cut" (PostgreSQL manual, 20.5).
+_DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseFacts:
+    """The facts of a PostgreSQL server and of our schema in it."""
+
+    #: Such as 150018.
+    version: int
+    #: The durability settings that are off.
+    unsafe: tuple[str, ...]
+    #: Connections that the server takes, and those that are in use.
+    max_connections: int
+    connections: int
+    #: Daily partitions from today on, and whether the default partition holds rows.
+    partitions_ahead: int
+    default_partition_used: bool
+    #: Whether our role may create tables, which serving and working do not need.
+    may_create: bool
+
+
+def inspect_database(connection: Connection) -> DatabaseFacts:
+    """Read the facts; PostgreSQL with a current schema only."""
+    unsafe = tuple(
+        name
+        for name in _DURABILITY
+        if connection.execute(text("SELECT current_setting(:name)"), {"name": name}).scalar_one()
+        == "off"
+    )
+    row = connection.execute(
+        text("""
+        SELECT current_setting('server_version_num')::int AS version,
+               current_setting('max_connections')::int AS max_connections,
+               (SELECT count(*) FROM pg_stat_activity) AS connections,
+               (SELECT count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+                WHERE i.inhparent = 'events'::regclass
+                  AND c.relname >= 'events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')
+                  AND c.relname ~ '^events_[0-9]{8}$') AS partitions_ahead,
+               EXISTS (SELECT FROM events_default) AS default_partition_used,
+               has_schema_privilege(current_schema(), 'CREATE') AS may_create
+        """)
+    ).one()
+    return DatabaseFacts(unsafe=unsafe, **row._mapping)  # noqa: SLF001  # public in spite of its name

@@ -1,0 +1,165 @@
+"""Looks at everything that a server and a worker need, and says what to do about what is wrong."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from enum import Enum
+from typing import NamedTuple
+
+from sqlalchemy import select
+
+from eventstore import migrations
+from eventstore.clock import in_seconds
+from eventstore.engine import build_engine
+from eventstore.errors import StorageError, storage_errors
+from eventstore.inspection import DatabaseFacts, inspect_database
+from eventstore.settings import Settings, SettingsError
+from ingest_service.auth import build_key_source
+from ingest_service.jwks import JwkSet
+from ingest_service.revocation import Revocations
+
+_LEAST_VERSION = 150_000
+#: Seconds that the clocks of this machine and of the database may differ.
+_CLOCK_DIFFERENCE = 2.0
+_LEAST_PARTITIONS = 2
+#: Open files: one for each connection, and some.
+_LEAST_FILES = 4_096
+_LOOPBACK = ("127.", "localhost", "[::1]")
+
+
+class Verdict(Enum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    check: str
+    verdict: Verdict
+    text: str
+
+
+#: Returns what is wrong with the broker, empty for nothing; raises when it does not answer.
+BrokerCheck = Callable[[str], str]
+
+
+def examine(
+    settings: Settings, check_broker: BrokerCheck, *, allow_unsafe_durability: bool
+) -> Iterator[Finding]:
+    """Yield the findings, one for each check."""
+    yield from _database(settings, allow_unsafe_durability=allow_unsafe_durability)
+    yield _broker(settings, check_broker)
+    yield _keys(settings)
+    yield _listener(settings)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    yield _finding("open files", files >= _LEAST_FILES, f"{files}", "raise it with `ulimit -n`")
+
+
+def _database(settings: Settings, *, allow_unsafe_durability: bool) -> Iterator[Finding]:
+    try:
+        url = settings.require_database_url()
+        engine = build_engine(url, name="ingest-doctor", pool_size=1)
+    except (SettingsError, ValueError) as error:
+        yield Finding("database", Verdict.FAIL, str(error))
+        return
+    try:
+        with storage_errors(), engine.connect() as connection:
+            asked = time.time()
+            told = connection.execute(select(in_seconds(0))).scalar_one()
+            ahead = (told - datetime.fromtimestamp(asked, UTC)).total_seconds()
+            yield Finding("database", Verdict.OK, f"{connection.dialect.name} answers")
+            yield _finding(
+                "clock",
+                abs(ahead) < _CLOCK_DIFFERENCE,
+                f"{ahead:+.3f} s",
+                "run NTP on both",
+            )
+            current = migrations.is_current(connection)
+            yield _finding(
+                "schema", current, "current" if current else "old",
+                "run `ingest-service migrate`", fail=True,
+            )  # fmt: skip
+            if current and connection.dialect.name == "postgresql":
+                facts = inspect_database(connection)
+                yield from _postgres(
+                    facts, settings, allow_unsafe_durability=allow_unsafe_durability
+                )
+    except StorageError as error:
+        yield Finding("database", Verdict.FAIL, f"{error}: check INGEST_DATABASE_URL")
+    finally:
+        engine.dispose()
+
+
+def _postgres(
+    facts: DatabaseFacts, settings: Settings, *, allow_unsafe_durability: bool
+) -> Iterator[Finding]:
+    yield _finding(
+        "version", facts.version >= _LEAST_VERSION, f"{facts.version // 10_000}",
+        "use PostgreSQL 15 or later", fail=True,
+    )  # fmt: skip
+    yield _finding(
+        "durability", not facts.unsafe, ", ".join(facts.unsafe) + " off" if facts.unsafe else "on",
+        "a power cut loses acknowledged events: switch it on", fail=not allow_unsafe_durability,
+    )  # fmt: skip
+    yield _finding(
+        "partitions", facts.partitions_ahead >= _LEAST_PARTITIONS,
+        f"{facts.partitions_ahead} from today on", "run a worker, or `ingest-service sweep`",
+    )  # fmt: skip
+    yield _finding(
+        "default partition", not facts.default_partition_used,
+        "used" if facts.default_partition_used else "empty",
+        "its rows move when their day's partition is made: run `ingest-service sweep`",
+    )  # fmt: skip
+    ours = settings.processes * (settings.read_threads + 2) + settings.worker_processes * (
+        settings.worker_threads + 2
+    )
+    free = facts.max_connections - facts.connections
+    yield _finding(
+        "connections", free > ours, f"{free} free, one server and one worker take {ours}",
+        "raise max_connections",
+    )  # fmt: skip
+    yield _finding(
+        "role", not facts.may_create, "may create tables" if facts.may_create else "no DDL",
+        "serve and work with a role that may not (docs/threat-model.md)",
+    )  # fmt: skip
+
+
+def _broker(settings: Settings, check_broker: BrokerCheck) -> Finding:
+    try:
+        problem = check_broker(settings.require_broker_url())
+    except SettingsError as error:
+        return Finding("broker", Verdict.FAIL, str(error))
+    except Exception as error:  # noqa: BLE001  # clients of different brokers share no base class
+        text = f"{type(error).__name__}: check INGEST_BROKER_URL; events wait for the sweeper"
+        return Finding("broker", Verdict.FAIL, text)
+    return Finding("broker", Verdict.WARN if problem else Verdict.OK, problem or "answers")
+
+
+def _keys(settings: Settings) -> Finding:
+    try:
+        keys = build_key_source(settings)
+        Revocations(settings.jwt_revocation_file)
+        if isinstance(keys, JwkSet):
+            keys.load()
+    except (SettingsError, OSError, ValueError) as error:
+        return Finding("keys", Verdict.FAIL, str(error))
+    return Finding("keys", Verdict.OK, settings.jwt_algorithm)
+
+
+def _listener(settings: Settings) -> Finding:
+    safe = settings.tls_cert_file is not None or settings.listen.startswith(_LOOPBACK)
+    return _finding(
+        "listener", safe, f"{settings.listen}, TLS {'on' if settings.tls_cert_file else 'off'}",
+        "tokens travel in the clear: set INGEST_TLS_CERT_FILE, or let a proxy do it",
+    )  # fmt: skip
+
+
+def _finding(check: str, good: bool, text: str, advice: str, *, fail: bool = False) -> Finding:  # noqa: FBT001
+    if good:
+        return Finding(check, Verdict.OK, text)
+    return Finding(check, Verdict.FAIL if fail else Verdict.WARN, f"{text}: {advice}")

@@ -1,0 +1,98 @@
+"""What one user may take: events, bytes and reads a second, and streams at once."""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from eventstore.settings import Settings
+from ingest_service.errors import RateLimited
+
+#: Seconds of its rate that a user may take at once, after having taken nothing.
+_BURST_SECONDS = 2.0
+#: Users that are remembered; one that is forgotten starts with a full bucket.
+_USERS = 100_000
+
+
+class TokenBuckets:
+    """One token bucket for each user, all with the same rate; a rate of 0 is no limit.
+
+    A bucket may run into debt: what is larger than the burst passes once, and is paid for with
+    waiting afterwards.
+    """
+
+    def __init__(self, rate: float) -> None:
+        """Take the tokens that come in each second."""
+        self._rate = rate
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait(self, user_id: str) -> float:
+        """Return the seconds until the user may take something, 0 for now."""
+        if not self._rate:
+            return 0.0
+        tokens, _ = self._refilled(user_id)
+        return 0.0 if tokens > 0 else (1 - tokens) / self._rate
+
+    def take(self, user_id: str, amount: float) -> None:
+        """Take tokens, whether there are any or not."""
+        if not self._rate:
+            return
+        tokens, now = self._refilled(user_id)
+        self._buckets[user_id] = (tokens - amount, now)
+        self._buckets.move_to_end(user_id)
+        if len(self._buckets) > _USERS:
+            self._buckets.popitem(last=False)
+
+    def _refilled(self, user_id: str) -> tuple[float, float]:
+        now = time.monotonic()
+        full = self._rate * _BURST_SECONDS
+        tokens, at = self._buckets.get(user_id, (full, now))
+        return min(full, tokens + (now - at) * self._rate), now
+
+
+class UserLimits:
+    """The limits of the settings, each of them off at 0."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Take the rates."""
+        self._events = TokenBuckets(settings.user_events_per_second)
+        self._bytes = TokenBuckets(settings.user_bytes_per_second)
+        self._reads = TokenBuckets(settings.user_reads_per_second)
+        self._most_streams = settings.user_streams
+        self._streams: Counter[str] = Counter()
+
+    def submit(self, user_id: str, *, events: int, size: int) -> None:
+        """Count a call that submits; raises RateLimited, and then counts nothing."""
+        wait = self.submit_wait(user_id)
+        if wait:
+            raise RateLimited("events or bytes a second", wait)
+        self.charge(user_id, events=events, size=size)
+
+    def submit_wait(self, user_id: str) -> float:
+        """Return the seconds until the user may submit, 0 for now."""
+        return max(self._events.wait(user_id), self._bytes.wait(user_id))
+
+    def charge(self, user_id: str, *, events: int, size: int) -> None:
+        """Count what was submitted, whether it was within the limits or not."""
+        self._events.take(user_id, events)
+        self._bytes.take(user_id, size)
+
+    def read(self, user_id: str) -> None:
+        """Count a call that reads; raises RateLimited."""
+        wait = self._reads.wait(user_id)
+        if wait:
+            raise RateLimited("reads a second", wait)
+        self._reads.take(user_id, 1)
+
+    @contextmanager
+    def stream(self, user_id: str) -> Iterator[None]:
+        """Count an open stream; raises RateLimited when there are too many."""
+        if self._most_streams and self._streams[user_id] >= self._most_streams:
+            raise RateLimited("streams at once", 1.0)
+        self._streams[user_id] += 1
+        try:
+            yield
+        finally:
+            self._streams[user_id] -= 1
+            if not self._streams[user_id]:
+                del self._streams[user_id]
