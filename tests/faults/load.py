@@ -21,7 +21,7 @@ from tests.faults.journal import Journal
 #: What leaves open whether the call took effect; anything else but a refusal is a violation.
 _UNKNOWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"})
 
-_CHANNEL = (
+CHANNEL = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
@@ -82,7 +82,7 @@ class Client:
         self.stopping = stopping
         self.journal = Journal(Path(plan.folder) / f"{plan.run}-{name}.jsonl")
         self.random = random.Random(f"{plan.seed} {name}")  # noqa: S311  # repeatable, no secret
-        self.stub = IngestServiceStub(grpc.insecure_channel(plan.target, options=_CHANNEL))
+        self.stub = IngestServiceStub(grpc.insecure_channel(plan.target, options=CHANNEL))
         self.metadata = (("authorization", f"Bearer {plan.token}"),)
         self.stored: deque[tuple[str, str]] = deque(maxlen=200)
         self._numbers = 0

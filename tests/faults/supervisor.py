@@ -91,9 +91,12 @@ class Member:
         # This thread starts every process: the kernel ends them with the thread that did.
         self._thread = threading.Thread(target=self._run, name=f"keep-{self.name}", daemon=True)
         self._thread.start()
-        eventually(
-            lambda: self._state.process is not before and self.up, timeout=40, interval=_LOOK
-        )
+        try:
+            eventually(
+                lambda: self._state.process is not before and self.up, timeout=40, interval=_LOOK
+            )
+        except AssertionError as error:
+            raise AssertionError(f"{self.name}: {error}; {self._state.failures[-1:]}") from None
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
         """End the process by a signal, start no other, and return the exit code."""
@@ -170,6 +173,6 @@ class Member:
             died, code = time.monotonic(), ended
             if self._keep.is_set() and self.ends_orphans:
                 process.kill_group()
-        process = self.process
-        with suppress(AssertionError):
-            process.wait(60)
+        if self._state.process is not None:
+            with suppress(AssertionError):
+                self._state.process.wait(60)

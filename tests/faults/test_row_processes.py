@@ -6,16 +6,17 @@ import time
 import pytest
 
 from tests.faults.conftest import Case
+from tests.faults.probe import health
 from tests.faults.rig import Rig
 from tests.faults.supervisor import Member
-from tests.faults.trial import Trial, health
+from tests.faults.trial import Trial
 from tests.kit.processes import has_ended
 from tests.kit.proxy import Point, Trap
 from tests.kit.waiting import eventually
 
 COMMIT = b"COMMIT\x00"
 COPY = b"COPY events"
-CLAIM = b"SKIP LOCKED"
+CLAIM = b"e.attempts = 0 AND e.lease_token IS NULL"
 FINISH = b"SET status = r.status"
 
 

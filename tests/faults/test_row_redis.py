@@ -5,18 +5,16 @@ import pickle
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import redis
 
-from ingest.v1.event_pb2 import EventInput
-from ingest.v1.ingest_service_pb2 import SubmitEventRequest
 from tests.faults.conftest import Case
 from tests.faults.ledger import query
+from tests.faults.probe import Probe
 from tests.faults.rig import Rig
-from tests.faults.trial import Trial, counts, health
+from tests.faults.trial import Trial, counts
 from tests.kit.processes import has_ended
 from tests.kit.waiting import eventually
 
@@ -85,26 +83,26 @@ def test_work_goes_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None:
 def test_a_stalled_redis_is_left_alone(trial: Trial, rig: Rig, case: Case) -> None:
     """The breaker opens at once; neither calls nor the event loop nor threads notice."""
     trial.load()
-    time.sleep(2)
-    threads = counts(rig.server.pids())[2]
-    began = time.monotonic()
-    for line in (*rig.server_lines, *rig.worker_lines):
-        line.broker.stall()
-    eventually(lambda: _told(trial, "broker_unavailable"), timeout=1.5)
-    opened = time.monotonic() - began
-    slowest = 0.0
-    while time.monotonic() < began + case.count(4, 30):
-        slowest = max(slowest, health(rig.target())[1])
-        time.sleep(0.1)
-    ended = time.monotonic()
-    more_threads = counts(rig.server.pids())[2] - threads
+    with Probe(rig.target()) as probe:
+        time.sleep(2)
+        threads = counts(rig.server.pids())[2]
+        began = time.monotonic()
+        for line in (*rig.server_lines, *rig.worker_lines):
+            line.broker.stall()
+        eventually(lambda: _told(trial, "broker_unavailable"), timeout=1.5)
+        opened = time.monotonic() - began
+        time.sleep(case.count(4, 30))
+        ended = time.monotonic()
+        more_threads = counts(rig.server.pids())[2] - threads
     for line in (*rig.server_lines, *rig.worker_lines):
         line.broker.resume()
     _still_fast(trial, case, began, ended)
     trial.verdict()
 
-    case.note(f"breaker after {opened:.1f} s; health at most {slowest:.0f} ms")
-    assert slowest <= 50 + _NOISE_MS
+    calm = probe.milliseconds(0, began)
+    stalled = probe.milliseconds(began, ended)
+    case.note(f"breaker after {opened:.1f} s; health p90 {calm:.0f} ms, then {stalled:.0f} ms")
+    assert stalled <= calm + _NOISE_MS
     assert more_threads <= 2
 
 
@@ -114,10 +112,8 @@ def test_a_full_redis(trial: Trial, rig: Rig, case: Case) -> None:
     trial.load()
     time.sleep(2)
     client = _client(rig)
-    client.config_set("maxmemory", 4 << 20)
-    with pytest.raises(redis.exceptions.OutOfMemoryError):
-        for number in range(10_000):
-            client.set(f"junk{number}", b"x" * 8_192)
+    client.set("junk", b"x" * (4 << 20))
+    client.config_set("maxmemory", 4 << 20)  # less than is used: every write is refused
     began, lines = time.monotonic(), trial.logs.count()
     time.sleep(case.count(5, 60))
     ended, written = time.monotonic(), trial.logs.count() - lines
@@ -146,7 +142,7 @@ def test_lost_replies(trial: Trial, rig: Rig, case: Case) -> None:
     for proxy in lines:
         proxy.lost_replies = 0
     drained = trial.settle()
-    trial.verdict(allowed=[r"Consumer encountered", r"Failed to"])
+    trial.verdict()
 
     case.note(f"drained in {drained:.1f} s")
     assert drained <= 30
@@ -161,32 +157,24 @@ def test_failures_without_a_broker(trial: Trial, rig: Rig, case: Case, tmp_path:
     time.sleep(1)
     ids = []
     for number in range(10):
-        payload = {"key": f"until-{number}", "fault": "until", "file": str(switch)}
-        event = EventInput(type="fault.until", payload_json=json.dumps(payload))
-        answer = trial.stub().SubmitEvent(SubmitEventRequest(event=event), metadata=trial.metadata)
-        ids.append(answer.receipt.event_id)
+        ids.append(trial.submit({"fault": "until", "file": str(switch)}))
         if number == 5:
             rig.redis.kill()
     time.sleep(2.5)
     switch.touch()
     time.sleep(1)
     rig.redis.start()
-    for load in trial.loads:
-        load.stop()
-    trial.settle()
+    trial.verdict()
     failures = Counter(line["event_id"] for line in trial.logs.lines("event_failed"))
     rows = query(
         rig.url, "SELECT id::text, status, attempts FROM events WHERE id = ANY (%s::uuid[])", ids
     )
-    found = trial.violations()
 
+    case.note(f"{sum(failures.values())} failures of 10 events")
+    assert all(failures[event_id] for event_id in ids)
     assert {row[0]: (row[1], row[2]) for row in rows} == {
         event_id: (2, failures[event_id] + 1) for event_id in ids
     }
-    assert all(failures[event_id] for event_id in ids)
-    # These events have no key, which the verdict's journal does not know.
-    assert not [text for text in found if "None" not in text]
-    case.note(f"{sum(failures.values())} failures of 10 events")
 
 
 @pytest.mark.row(15, "garbage in the queue")
@@ -257,8 +245,7 @@ def _garbage(trap: Path) -> Iterator[bytes]:
 
 
 def _client(rig: Rig) -> "redis.Redis":
-    with closing(redis.Redis.from_url(rig.redis.url)) as client:
-        return client
+    return redis.Redis.from_url(rig.redis.url)
 
 
 def _told(trial: Trial, event: str) -> bool:

@@ -1,19 +1,24 @@
 """One trial: a user of its own, load, faults, and at the end the verdict."""
 
+import itertools
+import json
+import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ingest.v1.event_pb2 import EventInput
+from ingest.v1.ingest_service_pb2 import SubmitEventRequest
 from ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
-from tests.faults.journal import History
-from tests.faults.load import Plan
+from tests.faults.journal import History, Journal
+from tests.faults.load import CHANNEL, Plan
 from tests.faults.rig import System, make_token
 from tests.faults.verdict import LogWatch, judge
 from tests.kit.processes import Process, start_process
@@ -62,7 +67,12 @@ class Trial:
         self.folder = rig.folder / self.subject
         self.logs = LogWatch(rig.members)
         self.loads: list[Load] = []
-        self.began = time.monotonic()
+        self.folder.mkdir()
+        self.journal = Journal(self.folder / "trial.jsonl")
+        #: Of the events that `submit` stored, by id.
+        self.keys: dict[str, str] = {}
+        self._numbers = itertools.count()
+        self._stubs: dict[int, IngestServiceStub] = {}
         self._counts = {member.name: counts(member.pids()) for member in _running(rig)}
 
     def load(self, **changes: Any) -> Load:
@@ -77,6 +87,23 @@ class Trial:
         load = Load(Plan(**{**plan, **changes}), self.folder)
         self.loads.append(load)
         return load
+
+    def submit(self, payload: Mapping[str, Any], *, event_type: str = "fault.one") -> str:
+        """Submit one event with this payload through the first server; returns its id."""
+        key = f"{self.subject}-one-{next(self._numbers)}"
+        self.journal.note("trial", "new", key, "invoke")
+        event = EventInput(
+            type=event_type,
+            idempotency_key=key,
+            payload_json=json.dumps({"key": key, **payload}),
+        )
+        answer = self.stub().SubmitEvent(
+            SubmitEventRequest(event=event), metadata=self.metadata, timeout=30
+        )
+        event_id = answer.receipt.event_id
+        self.journal.note("trial", "new", key, "ok", event_id=event_id)
+        self.keys[event_id] = key
+        return event_id
 
     def history(self) -> History:
         """Return everything that the clients wrote so far."""
@@ -120,8 +147,10 @@ class Trial:
 
     def stub(self, server: int = 0) -> IngestServiceStub:
         """Return a stub of this process for single calls."""
-        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500))
-        return IngestServiceStub(grpc.insecure_channel(self.rig.target(server), options=options))
+        if server not in self._stubs:
+            channel = grpc.insecure_channel(self.rig.target(server), options=CHANNEL)
+            self._stubs[server] = IngestServiceStub(channel)
+        return self._stubs[server]
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -154,24 +183,6 @@ def counts(pids: Sequence[int]) -> tuple[int, int, int]:
     return len(pids), descriptors, threads
 
 
-def health(target: str, timeout: float = 2.0) -> tuple[str, float]:
-    """Ask for the whole server's health on a new connection: the answer and its milliseconds."""
-    with grpc.insecure_channel(target, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
-        began = time.monotonic()
-        try:
-            grpc.channel_ready_future(channel).result(timeout)
-            began = time.monotonic()
-            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]
-                health_pb2.HealthCheckRequest(), timeout=timeout
-            )
-        except grpc.FutureTimeoutError:
-            return "UNREACHABLE", (time.monotonic() - began) * 1000
-        except grpc.RpcError as error:
-            return error.code().name, (time.monotonic() - began) * 1000
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    return name, (time.monotonic() - began) * 1000
-
-
 def _running(rig: System) -> list[Any]:
     return [member for member in rig.members if member.started and member.up]
 
@@ -183,3 +194,12 @@ def _is_back(pids: Sequence[int], before: tuple[int, int, int]) -> bool:
         and now[1] <= before[1] + _MORE_DESCRIPTORS
         and now[2] <= before[2] + _MORE_THREADS
     )
+
+
+def resident(pids: Sequence[int]) -> int:
+    """Return how many bytes of memory processes hold."""
+    pages = 0
+    for pid in pids:
+        with suppress(OSError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -229,8 +229,8 @@ class Proxy:
                 await asyncio.gather(*pumps, return_exceptions=True)
                 with suppress(OSError):
                     requests.close()
-        except OSError:
-            pass  # nobody listens behind the proxy: the client sees its connection end
+        except (OSError, asyncio.CancelledError):
+            pass  # nobody listens behind the proxy, or it closes: the client sees the end
         finally:
             if connection is not None:
                 self._connections.discard(connection)

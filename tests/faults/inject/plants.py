@@ -138,8 +138,8 @@ def no_final_guard(_text: str) -> Patches:
     """Processes what it is told to, final or not, and is told twice."""
 
     def patch_statements(postgres: Any) -> None:
-        assert " AND e.attempts = 0 AND e.lease_token IS NULL" in postgres._CLAIM
-        postgres._CLAIM = postgres._CLAIM.replace("AND e.status < 2", "").replace("SKIP LOCKED", "")
+        assert "AND e.status < 2 " in postgres._WAITING
+        postgres._WAITING = postgres._WAITING.replace("AND e.status < 2 ", "")
         assert "AND e.status < 2" in postgres._FINISH
         postgres._FINISH = postgres._FINISH.replace("AND e.status < 2 ", "")
 

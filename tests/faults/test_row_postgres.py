@@ -1,0 +1,285 @@
+"""Rows 16 to 23: the database restarts, is away, lies, stalls, is slow, full, or locked."""
+
+import threading
+import time
+from contextlib import ExitStack, closing, suppress
+
+import grpc
+import psycopg2
+import pytest
+
+from eventstore.engine import build_engine
+from ingest.v1.ingest_service_pb2 import (
+    BatchSubmitEventsRequest,
+    GetEventRequest,
+    SubmitEventRequest,
+)
+from tests.faults.conftest import Case
+from tests.faults.ledger import execute, query
+from tests.faults.load import describe, make_event
+from tests.faults.probe import Probe
+from tests.faults.rig import Rig
+from tests.faults.trial import Trial, resident
+from tests.kit.proxy import Point
+from tests.kit.waiting import eventually
+
+COMMIT = b"COMMIT\x00"
+COPY = b"COPY events"
+_AWAY = {"STORAGE_UNAVAILABLE", "OVERLOADED"}
+#: Reasons and codes that a call may end with while the database is away.
+_BROKEN = _AWAY | {"UNAVAILABLE", "NO_RECEIPT"}
+
+
+@pytest.mark.row(16, "PostgreSQL restarts at once (immediate)")
+@pytest.mark.timeout(500)
+def test_an_immediate_restart(trial: Trial, rig: Rig, case: Case) -> None:
+    """No OK while it is down, the first one soon after, and no connection stays poisoned."""
+    trial.load()
+    gaps = []
+    for _ in range(case.count(2, 20)):
+        time.sleep(case.count(1, 15))
+        rig.postgres.stop("immediate")
+        down = time.monotonic()
+        time.sleep(1)
+        up = time.monotonic()
+        rig.postgres.start()
+        gaps.append((down, up, time.monotonic()))
+    time.sleep(3)
+    history = trial.verdict()
+
+    firsts = []
+    for down, up, ready in gaps:
+        assert not history.facts("ok", op="new", after=down + 0.05, before=up)
+        firsts.append(history.facts("ok", op="new", after=up).entries[0].at - ready)
+    case.note(f"first OK {max(firsts):.1f} s after it is up")
+    assert max(firsts) <= 3
+
+
+@pytest.mark.row(17, "PostgreSQL down")
+@pytest.mark.timeout(500)
+def test_a_database_that_is_down(trial: Trial, rig: Rig, case: Case) -> None:
+    """Calls end soon with UNAVAILABLE, memory stays, health tells, and it recovers alone."""
+    trial.load(patience=400.0)
+    with Probe(rig.target()) as probe:
+        time.sleep(1.5)
+        memory = resident(rig.server.pids())
+        rig.postgres.stop("fast")
+        down = time.monotonic()
+        time.sleep(case.count(6, 300))
+        more = resident(rig.server.pids()) - memory
+        up = time.monotonic()
+        rig.postgres.start()
+        eventually(lambda: probe.seen[-1][1] == "SERVING", timeout=5)
+    history = trial.verdict()
+
+    unknown = history.facts("unknown", after=down + 0.5, before=up)
+    slowest = max(entry.ms for entry in unknown.entries if entry.writer.startswith("unary"))
+    case.note(f"slowest refusal {slowest:.0f} ms; memory {more / 1e6:+.0f} MB")
+    assert {entry.code for entry in unknown.entries} <= _BROKEN
+    assert slowest <= 2_500
+    assert more <= 20e6
+    assert "NOT_SERVING" in probe.answers(down + 2, up)
+    assert "SERVING" not in probe.answers(down + 3, up)
+
+
+@pytest.mark.row(18, "connection cut at COMMIT, which took effect")
+@pytest.mark.timeout(500)
+def test_a_lost_reply_to_commit(trial: Trial, rig: Rig, case: Case) -> None:
+    """Clients are told OK or UNAVAILABLE, and the event is there once."""
+    trial.load()
+    time.sleep(1)
+    for _ in range(case.count(5, 200)):
+        trap = rig.server_lines[0].database.trap(COMMIT, Point.AFTER, first=COPY)
+        trap.wait()
+        trap.cut()
+        time.sleep(0.3)
+    history = trial.verdict()
+
+    again = [entry for entry in history.facts("ok", op="new").entries if entry.duplicate]
+    case.note(f"{len(again)} events were committed, unanswered and answered as duplicates")
+    assert again
+    assert {entry.code for entry in history.facts("unknown").entries} <= _BROKEN
+
+
+@pytest.mark.row(19, "PostgreSQL stalls (half-open)")
+@pytest.mark.timeout(300)
+def test_a_half_open_database(trial: Trial, rig: Rig, case: Case) -> None:
+    """Every caller is freed in time, also one without a deadline, and health answers throughout."""
+    load = trial.load(attempt_timeout=12.0)
+    with Probe(rig.target()) as probe:
+        time.sleep(1.5)
+        line = rig.server_lines[0].database
+        line.stall()
+        stalled = time.monotonic()
+        freed: dict[str, float] = {}
+        callers = [
+            threading.Thread(target=_call, args=(trial, name, freed), daemon=True)
+            for name in ("submit", "get")
+        ]
+        for caller in callers:
+            caller.start()
+        time.sleep(case.count(10, 30))
+        ended = time.monotonic()
+        line.resume()
+        for caller in callers:
+            caller.join(20)
+        time.sleep(2)
+    load.stop()
+    history = trial.verdict()
+
+    slow = probe.milliseconds(stalled, ended, 0.95)
+    told = probe.answers(stalled + 6, ended)
+    unary = [
+        entry.ms
+        for entry in history.facts("unknown", after=stalled, before=ended).entries
+        if entry.writer.startswith("unary")
+    ]
+    case.note(f"freed after {freed}; writers {max(unary):.0f} ms; health {told}, {slow:.0f} ms")
+    assert slow <= 100
+    assert all(seconds <= 8 for seconds in freed.values())
+    assert max(unary) <= 8_000
+    assert "SERVING" not in told
+
+
+@pytest.mark.row(20, "slow database")
+@pytest.mark.timeout(300)
+def test_a_slow_database(trial: Trial, rig: Rig, case: Case) -> None:
+    """200 ms each way: what is accepted is so in bounded time, and nothing piles up."""
+    trial.load(unary=8, streams=4)
+    time.sleep(1.5)
+    memory = resident(rig.server.pids())
+    line = rig.server_lines[0].database
+    line.latency = 0.2
+    slow = time.monotonic()
+    time.sleep(case.count(8, 60))
+    more = resident(rig.server.pids()) - memory
+    ended = time.monotonic()
+    line.latency = 0
+    trial.verdict()
+
+    p99 = trial.unary_ms(slow + 1, ended)
+    case.note(f"accepted p99 {p99:.0f} ms; memory {more / 1e6:+.0f} MB")
+    assert p99 <= 3_000
+    assert more <= 20e6
+
+
+@pytest.mark.row(21, "connections used up")
+@pytest.mark.timeout(200)
+def test_no_connection_is_left(trial: Trial, rig: Rig, case: Case) -> None:
+    """The service keeps those it has; one that it must renew is refused cleanly."""
+    load = trial.load()
+    time.sleep(1.5)
+    with ExitStack() as hogs, Probe(rig.target()) as probe:
+
+        def fill() -> None:
+            url = rig.url.replace("//postgres@", "//ingest@")
+            with suppress(psycopg2.OperationalError):
+                while True:
+                    hogs.enter_context(closing(psycopg2.connect(url)))
+
+        fill()
+        began = time.monotonic()
+        time.sleep(2)
+        kept = time.monotonic()
+        execute(
+            rig.url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'ingest-intake'",
+        )
+        fill()
+        time.sleep(3)
+        freed = time.monotonic()
+    time.sleep(2)
+    load.stop()
+    history = trial.verdict()
+
+    refused = {entry.code for entry in history.facts("unknown", after=kept, before=freed).entries}
+    case.note(f"{len(history.facts('ok', after=began, before=kept))} OK without a free slot")
+    assert not history.facts("unknown", after=began, before=kept)
+    assert refused <= _BROKEN
+    assert probe.answers(began, kept) == {"SERVING"}
+    assert history.facts("ok", op="new", after=freed)
+
+
+@pytest.mark.row(22, "locks held by somebody else")
+@pytest.mark.timeout(200)
+def test_foreign_locks(trial: Trial, rig: Rig, case: Case) -> None:
+    """A locked table is answered within three seconds; our own idlers are cut by the server."""
+    load = trial.load()
+    time.sleep(1.5)
+    with closing(psycopg2.connect(rig.url)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        locked = time.monotonic()
+        time.sleep(case.count(5, 20))
+        connection.rollback()
+    freed = time.monotonic()
+    time.sleep(2)
+    load.stop()
+    history = trial.verdict()
+    engine = build_engine(rig.url, name="idler", pool_size=1)
+    with engine.connect() as idler:
+        limit = idler.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
+    engine.dispose()
+
+    unknown = history.facts("unknown", after=locked, before=freed).entries
+    slowest = max(entry.ms for entry in unknown if entry.writer.startswith("unary"))
+    case.note(f"slowest refusal {slowest:.0f} ms; idlers are cut after {limit}")
+    assert slowest <= 3_000
+    assert {entry.code for entry in unknown} <= _BROKEN
+    assert limit == "10s"
+
+
+@pytest.mark.row(23, "the same 500 keys in opposite orders")
+@pytest.mark.timeout(300)
+def test_no_deadlocks(trial: Trial, rig: Rig, case: Case) -> None:
+    """Eight callers on two servers, none of which waits for another in a circle."""
+    rig.servers[1].start()
+    trial.load()
+    events = [make_event(f"{trial.subject}-dead-{number}") for number in range(500)]
+    for event in events:
+        trial.journal.note("trial", "new", event.idempotency_key, "invoke")
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = query(rig.url, deadlocks)[0][0]
+    ids: list[list[str]] = []
+    failures: list[str] = []
+
+    def submit(number: int) -> None:
+        for turn in range(case.count(5, 40)):
+            ordered = events if (number + turn) % 2 else events[::-1]
+            try:
+                answer = trial.stub(number % 2).BatchSubmitEvents(
+                    BatchSubmitEventsRequest(events=ordered), metadata=trial.metadata, timeout=30
+                )
+            except grpc.RpcError as error:
+                failures.append(" ".join(describe(error)))
+            else:
+                found = [receipt.event_id for receipt in answer.receipts]
+                ids.append(found if (number + turn) % 2 else found[::-1])
+
+    callers = [threading.Thread(target=submit, args=(number,)) for number in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    time.sleep(1)
+    trial.verdict()
+
+    assert not failures
+    assert len({tuple(found) for found in ids}) == 1
+    assert query(rig.url, deadlocks)[0][0] == before
+    case.note(f"{len(ids)} batches, 0 deadlocks")
+
+
+def _call(trial: Trial, name: str, freed: dict[str, float]) -> None:
+    """Call without a deadline of our own, and note when the server let go."""
+    began = time.monotonic()
+    stub = trial.stub()
+    with suppress(grpc.RpcError):
+        if name == "submit":
+            event = make_event(f"{trial.subject}-freed")
+            trial.journal.note("trial", "new", event.idempotency_key, "invoke")
+            stub.SubmitEvent(SubmitEventRequest(event=event), metadata=trial.metadata, timeout=60)
+        else:
+            request = GetEventRequest(idempotency_key="no-such-key")
+            stub.GetEvent(request, metadata=trial.metadata, timeout=60)
+    freed[name] = round(time.monotonic() - began, 1)

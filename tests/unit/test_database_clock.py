@@ -1,0 +1,60 @@
+"""The database's time as a process remembers it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from eventstore import clock
+from eventstore.clock import DatabaseClock
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class _Database:
+    """Tells a time that runs with the machine's, `ahead` by so much, after `seconds` of travel."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.machine = 1_000.0
+        self.ahead = 500.0
+        self.there = self.back = 0.0
+        monkeypatch.setattr(clock.time, "monotonic", lambda: self.machine)
+
+    def execute(self, _statement: object) -> Any:
+        self.machine += self.there
+        self.told = _EPOCH + timedelta(seconds=self.machine + self.ahead)
+        self.machine += self.back
+        return self
+
+    def scalar_one(self) -> datetime:
+        return self.told
+
+
+def _error(database: _Database, measured: DatabaseClock) -> float:
+    true = _EPOCH + timedelta(seconds=database.machine + database.ahead)
+    return abs((measured.now() - true).total_seconds())
+
+
+def test_a_slow_round_trip_does_not_replace_a_quick_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that stalled on the way back would otherwise move received_at by seconds."""
+    database, measured = _Database(monkeypatch), DatabaseClock()
+    database.there = database.back = 0.001
+    measured.synchronise(database)  # type: ignore[arg-type]
+    database.machine += 10
+    database.back = 5.0
+    measured.synchronise(database)  # type: ignore[arg-type]
+
+    assert _error(database, measured) < 0.002
+    assert not measured.stale
+
+
+def test_a_step_of_the_database_clock_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody set its time: the next quick round trip tells."""
+    database, measured = _Database(monkeypatch), DatabaseClock()
+    database.there = database.back = 0.001
+    measured.synchronise(database)  # type: ignore[arg-type]
+    database.machine += 10
+    database.ahead += 60
+    measured.synchronise(database)  # type: ignore[arg-type]
+
+    assert _error(database, measured) < 0.002
