@@ -65,8 +65,11 @@ class Gate(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """Return a handler that is bound to the caller, or one that refuses."""
         handler = await continuation(handler_call_details)
+        if handler is None:
+            # Such a method may have any form, not only that of the next line.
+            return None
         _, service, name = handler_call_details.method.split("/", 2)
-        if handler is None or service in self._public:
+        if service in self._public:
             return handler
         try:
             principal = self._verifier.authenticate(
