@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import orjson
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct, Value
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from eventstore.clock import DatabaseClock
@@ -192,7 +192,7 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
     try:
         if form == "payload_json":
             return jsontext.parse(text)
-        value = _struct_value(event.payload, "", 1)
+        value = _struct_value(event.payload, 1)
         text = orjson.dumps(value).decode()
         jsontext.check(value, text)
     except JsonRefused as error:
@@ -201,33 +201,44 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
     return value, text
 
 
-def _struct_value(struct: Struct, path: str, depth: int) -> dict[str, Any]:
+def _struct_value(struct: Struct, depth: int) -> dict[str, Any]:
     """Return a Struct as a dict; by hand, because MessageToDict takes twice as long."""
     if depth > jsontext.MAX_DEPTH:
         raise JsonRefused("", f"must not be nested deeper than {jsontext.MAX_DEPTH} levels")
-    return {
-        key: _plain_value(value, f"{path}.{key}", depth) for key, value in struct.fields.items()
-    }
+    plain: dict[str, Any] = {}
+    for key, value in struct.fields.items():
+        try:
+            plain[key] = _plain_value(value, depth)
+        except JsonRefused as refusal:
+            raise JsonRefused(jsontext.step(key) + refusal.path, refusal.description) from None
+    return plain
 
 
-def _plain_value(value: Value, path: str, depth: int) -> Any:
+def _plain_value(value: Value, depth: int) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return value.string_value
     if kind == "number_value":
         number = value.number_value
         if not math.isfinite(number):
-            raise JsonRefused(path, "must be a finite number")
+            raise JsonRefused("", "must be a finite number")
         return int(number) if number.is_integer() and abs(number) <= _EXACT_DOUBLES else number
     if kind == "bool_value":
         return value.bool_value
     if kind == "null_value":
         return None
     if kind == "struct_value":
-        return _struct_value(value.struct_value, path, depth + 1)
+        return _struct_value(value.struct_value, depth + 1)
     if kind == "list_value":
-        return [
-            _plain_value(inner, f"{path}[{index}]", depth + 1)
-            for index, inner in enumerate(value.list_value.values)
-        ]
-    raise JsonRefused(path, "must have a kind")
+        return _list_value(value.list_value, depth + 1)
+    raise JsonRefused("", "must have a kind")
+
+
+def _list_value(values: ListValue, depth: int) -> list[Any]:
+    plain: list[Any] = []
+    for index, value in enumerate(values.values):
+        try:
+            plain.append(_plain_value(value, depth))
+        except JsonRefused as refusal:
+            raise JsonRefused(jsontext.step(index) + refusal.path, refusal.description) from None
+    return plain

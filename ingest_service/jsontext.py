@@ -26,6 +26,10 @@ _MAX_EXPANSION = 4
 #: Digits of the longest double.
 _LONGEST_EXPANSION = 309
 
+#: Characters of a path and of one key in it, as they are shown to the caller.
+_LONGEST_PATH = 200
+_LONGEST_KEY = 60
+
 #: A number that may not fit: 19 digits, or an exponent of three. It starts with a digit, for which
 #: the engine can scan fast, and only then looks at what stands before it.
 _RISKY_NUMBER = re.compile(
@@ -53,7 +57,7 @@ class JsonRefused(ValueError):
 
     def below(self, field: str) -> Violation:
         """Return the violation with its full path."""
-        return Violation(field + self.path, self.description)
+        return Violation((field + self.path)[:_LONGEST_PATH], self.description)
 
 
 class _Bad:
@@ -87,9 +91,10 @@ def check(value: Any, compact: str) -> None:
     if compact.count("{") + compact.count("[") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise JsonRefused("", _TOO_DEEP)
     if "\\u0000" in compact:
-        for path, found in _walk(value):
-            if (isinstance(found, str) and "\0" in found) or "\0" in path:
-                raise JsonRefused(path.replace("\0", "\\u0000"), _NUL)
+        for trail, found in _walk(value):
+            key = trail[1] if trail else None
+            if any(isinstance(text, str) and "\0" in text for text in (key, found)):
+                raise JsonRefused(_path(trail), _NUL)
     exponents = compact.count("+") + compact.count("e-")
     if exponents * _LONGEST_EXPANSION > (_MAX_EXPANSION - 1) * len(compact):
         written_out = sum(_digits(found) for _, found in _walk(value) if type(found) is float)
@@ -115,9 +120,9 @@ def _examine(text: str) -> None:
     value = json.loads(
         text, parse_int=_parse_int, parse_float=_parse_float, object_pairs_hook=_parse_object
     )
-    for path, found in _walk(value):
+    for trail, found in _walk(value):
         if isinstance(found, _Bad):
-            raise JsonRefused(path, found.description)
+            raise JsonRefused(_path(trail), found.description)
 
 
 def _why_not(text: str) -> JsonRefused:
@@ -172,13 +177,33 @@ def _nests_too_deep(text: str) -> bool:
     return sum(map((text[: len(text) - len(opening)]).count, "[{")) > MAX_DEPTH
 
 
-def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every value below and including `value` with its path, without recursion."""
-    waiting = [("", value)]
+def _walk(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every value below and including `value`, without recursion, each after its trail.
+
+    A trail is None or a pair of the trail above and a key or index. Paths are made of it when
+    they are wanted: a long key in the path of each value below it would fill the memory.
+    """
+    waiting: list[tuple[Any, Any]] = [(None, value)]
     while waiting:
-        path, found = waiting.pop()
-        yield path, found
+        trail, found = waiting.pop()
+        yield trail, found
         if isinstance(found, dict):
-            waiting += [(f"{path}.{key}", inner) for key, inner in found.items()]
+            waiting += [((trail, key), inner) for key, inner in found.items()]
         elif isinstance(found, list):
-            waiting += [(f"{path}[{index}]", inner) for index, inner in enumerate(found)]
+            waiting += [((trail, index), inner) for index, inner in enumerate(found)]
+
+
+def _path(trail: Any) -> str:
+    steps: list[str] = []
+    while trail is not None:
+        trail, key = trail
+        steps.append(step(key))
+    return "".join(reversed(steps))
+
+
+def step(key: str | int) -> str:
+    """Return one step of a path: short and printable, whatever the caller's key is."""
+    if isinstance(key, int):
+        return f"[{key}]"
+    shown = key if len(key) <= _LONGEST_KEY else key[:_LONGEST_KEY] + "..."
+    return "." + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in shown)
