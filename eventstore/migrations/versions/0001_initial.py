@@ -158,4 +158,7 @@ def upgrade() -> None:
         op.execute(_DAY_ID)
         op.execute(_ENSURE.format(schema=schema))
         op.execute(_DROP.format(schema=schema))
+        # They act with their owner's rights, so they are for whom the owner names.
+        op.execute("REVOKE ALL ON FUNCTION ingest_ensure_partitions FROM PUBLIC")
+        op.execute("REVOKE ALL ON FUNCTION ingest_drop_partitions FROM PUBLIC")
         op.execute("SELECT ingest_ensure_partitions(7)")
