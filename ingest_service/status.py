@@ -1,5 +1,7 @@
 """The one table that turns exceptions into google.rpc.Status."""
 
+from collections.abc import Iterator, Sequence
+
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -16,13 +18,16 @@ from ingest_service.errors import (
     ScopeMissing,
     Unauthenticated,
     Unavailable,
+    Violation,
 )
 
 #: ErrorInfo.domain of every error.
 DOMAIN = "ingest"
 
-#: Most field violations in one answer: details travel as metadata, whose size clients limit.
+#: Most field violations in one answer, and the bytes that they may take together: details travel as
+#: metadata, in base64, and clients refuse metadata of more than 8 KiB.
 _MOST_VIOLATIONS = 20
+_VIOLATION_BYTES = 4_096
 
 _CODES: dict[type[IngestError], grpc.StatusCode] = {
     FieldInvalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -48,7 +53,7 @@ def to_status(error: IngestError) -> grpc.Status:
                     error_details_pb2.BadRequest.FieldViolation(
                         field=violation.field, description=violation.description
                     )
-                    for violation in error.violations[:_MOST_VIOLATIONS]
+                    for violation in _first(error.violations)
                 ]
             )
         )
@@ -71,6 +76,16 @@ def internal_status(request_id: str) -> grpc.Status:
     )
     text = f"internal error, request id {request_id}"
     return _status(grpc.StatusCode.INTERNAL, text, [info])
+
+
+def _first(violations: Sequence[Violation]) -> Iterator[Violation]:
+    """Yield as many violations as an answer can carry, and at least one."""
+    room = _VIOLATION_BYTES
+    for violation in violations[:_MOST_VIOLATIONS]:
+        yield violation
+        room -= len(violation.field.encode()) + len(violation.description.encode())
+        if room < 0:
+            return
 
 
 def _code_of(error: IngestError) -> grpc.StatusCode:
