@@ -167,3 +167,15 @@ def test_large_but_honest_texts_are_parsed_fast(value: Any) -> None:
 
     assert parse(text)[0] == value
     assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize("last", [r'"\u0000"', "1e999", '{"a":1,"a":1}'])
+def test_a_long_key_above_many_values_costs_no_more_than_its_length(last: str) -> None:
+    """The path of each value would hold the key: terabytes, if it were made for each."""
+    text = f'{{"{"k" * 1_000_000}":[{"0," * 500_000}{last}]}}'
+    started = time.process_time()
+
+    path, _ = refusal(text)
+
+    assert path == "." + "k" * 60 + "...[500000]"
+    assert time.process_time() - started < 5

@@ -1,0 +1,289 @@
+"""Bytes that are no message, messages that are no call, and calls with odd conditions."""
+
+import gzip
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingest.v1 import ingest_service_pb2 as pb
+from ingest.v1.event_pb2 import EVENT_STATUS_PENDING, PAYLOAD_FORMAT_JSON, EventInput
+from tests.kit.caller import Caller, event, refusal_of, refused
+from tests.kit.server import Service
+
+UNARY = ("SubmitEvent", "BatchSubmitEvents", "GetEvent", "ListEvents", "GetEventCounts")
+#: What the fuzzer may hear; anything else, INTERNAL and UNKNOWN above all, is a fault.
+ALLOWED = {
+    *(grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND),
+    grpc.StatusCode.ALREADY_EXISTS,
+}
+CORRUPT = {
+    "truncated varint": b"\x0a\xff",
+    "length beyond the end": b"\x0a\x7fabc",
+    "varint without end": b"\xff" * 20,
+    "field number zero": b"\x02\x01a",
+    "wire type 6": b"\x0e\x00",
+    "wire type 7": b"\x0f\x00",
+    "group without end": b"\x0b",
+    "group end alone": b"\x0c",
+    "text": b"GET / HTTP/1.1\r\n",
+    "json": b'{"event": {"type": "x"}}',
+    "ones": b"\xff" * 100,
+    "deep groups": b"\x0b" * 10_000,
+}
+
+
+@pytest.mark.parametrize("method", UNARY)
+@pytest.mark.parametrize("name", CORRUPT)
+def test_bytes_that_are_no_message_are_refused(alice: Caller, method: str, name: str) -> None:
+    refusal = refused(alice.wire, method, CORRUPT[name])
+
+    assert refusal.verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert refusal.text == "a field is not valid"
+
+
+@pytest.mark.parametrize("name", CORRUPT)
+def test_a_stream_ends_with_the_first_broken_message(alice: Caller, name: str) -> None:
+    good = pb.StreamEventsRequest(events=[event("good")]).SerializeToString()
+
+    refusal = refused(alice.wire_stream, [good, CORRUPT[name], good])
+
+    assert refusal.verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert alice.counts().get("PENDING", 0) <= 1
+    assert alice.is_served()
+
+
+@pytest.mark.parametrize(
+    "text", [b"\xff", b"\xc0\xae", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"a\x80"]
+)
+@pytest.mark.parametrize("field", [1, 2, 3, 4, 7])
+def test_invalid_utf8_is_refused_in_every_text(alice: Caller, field: int, text: bytes) -> None:
+    inner = bytes([field << 3 | 2, len(text)]) + text
+    wire = b"\x0a" + bytes([len(inner)]) + inner
+
+    assert refused(alice.wire, "SubmitEvent", wire).verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+
+
+def test_unknown_fields_are_ignored(alice: Caller) -> None:
+    known = pb.SubmitEventRequest(event=event("known")).SerializeToString()
+    unknown = b"\xc2\x3e\xc0\x84\x3d" + b"x" * 1_000_000  # field 1000, one megabyte
+
+    answer = pb.SubmitEventResponse.FromString(alice.wire("SubmitEvent", known + unknown))
+
+    assert alice.get(answer.receipt.event_id).type == "known"
+
+
+def test_a_request_of_no_bytes_lacks_its_fields(alice: Caller) -> None:
+    assert refused(alice.wire, "SubmitEvent", b"").fields.keys() == {"event"}
+    assert refused(alice.wire, "BatchSubmitEvents", b"").fields.keys() == {"events"}
+    assert refused(alice.wire, "GetEvent", b"").fields.keys() == {"lookup"}
+    assert alice.wire("ListEvents", b"") == b""
+
+
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_message_beyond_four_mebibytes_is_refused_however_it_is_packed(
+    alice: Caller, compression: grpc.Compression | None
+) -> None:
+    for size in (4 << 20, 32 << 20):
+        bomb = b"\xc2\x3e" + bytes(size)
+        refusal = refused(alice.wire, "SubmitEvent", bomb, compression=compression)
+        assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert alice.is_served()
+
+
+def test_compression_is_understood(alice: Caller) -> None:
+    wire = pb.SubmitEventRequest(event=event(payload={"a": "x" * 10_000})).SerializeToString()
+
+    assert len(gzip.compress(wire)) < 500
+    assert alice.wire("SubmitEvent", wire, compression=grpc.Compression.Gzip)
+
+
+def test_many_small_bombs_leave_the_server_as_it_was(service: Service, alice: Caller) -> None:
+    before = rss(service)
+    bomb = b"\xc2\x3e" + bytes(8 << 20)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            pool.submit(refused, alice.wire, "SubmitEvent", bomb, compression=grpc.Compression.Gzip)
+            for _ in range(30)
+        ]
+        assert {call.result().code for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert rss(service) - before < 60 << 20
+    assert alice.is_served()
+
+
+def rss(service: Service) -> int:
+    with open(f"/proc/{service.process.pid}/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * 4_096
+
+
+@pytest.mark.parametrize("size", [12_000, 100_000])
+def test_metadata_that_is_too_large_is_always_refused(alice: Caller, size: int) -> None:
+    """Never at random: the soft limit and the hard one are equal."""
+    alice.metadata += (("x-large", "x" * size),)
+
+    for _ in range(10):
+        assert refused(alice.submit, event()).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_metadata_of_a_thousand_names_is_refused(alice: Caller) -> None:
+    alice.metadata += tuple((f"x-{number}", "x" * 10) for number in range(1_000))
+
+    assert refused(alice.submit, event()).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("/ingest.v1.IngestService/Nothing", "/ingest.v1.IngestService/submitevent", "/x", "//"),
+        *("/ingest.v2.IngestService/SubmitEvent", "/ingest.v1.IngestService/SubmitEvent/x", "/"),
+        *("/ingest.v1.IngestService//SubmitEvent", "/ingest.v1.IngestService/", "/a/b/c/d"),
+    ],
+)
+@pytest.mark.parametrize("authenticated", [True, False])
+def test_a_method_that_is_not_here_is_unimplemented(
+    service: Service, method: str, authenticated: bool
+) -> None:
+    caller = service.caller() if authenticated else service.nobody()
+    call = service.channel.unary_unary(method, _same, _same)
+
+    refusal = refused(call, b"", metadata=caller.metadata, timeout=5)
+
+    assert refusal.code in {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED}
+    assert not authenticated or refusal.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def _same(wire: bytes) -> bytes:
+    return wire
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.001, 0.02])
+def test_without_time_left_nothing_is_begun(alice: Caller, timeout: float) -> None:
+    refusal = refused(alice.submit, event(), timeout=timeout)
+
+    assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert alice.counts() == {}
+
+
+def test_a_hundred_streams_that_say_nothing_disturb_nobody(service: Service) -> None:
+    alice, silence = service.caller(), threading.Event()
+
+    def silent() -> Iterator[pb.StreamEventsRequest]:
+        silence.wait(15)
+        yield pb.StreamEventsRequest()
+
+    with grpc.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        quiet = Caller(channel, alice.token)
+        open_streams = [
+            quiet.stub.StreamEvents.future(silent(), metadata=quiet.metadata) for _ in range(95)
+        ]
+        started = time.monotonic()
+        assert all(alice.is_served() for _ in range(10))
+        assert time.monotonic() - started < 5
+        codes = {stream.code() for stream in open_streams}
+        silence.set()
+    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
+
+
+def test_five_hundred_cancelled_streams_leave_the_server_well(service: Service) -> None:
+    alice, before = service.caller(), rss(service)
+    message = pb.StreamEventsRequest(events=[event()])
+    for _ in range(500):
+        stream = alice.stub.StreamEvents.future(iter([message]), metadata=alice.metadata)
+        stream.cancel()
+    assert alice.is_served()
+    assert rss(service) - before < 60 << 20
+
+
+def seeds() -> dict[str, list[bytes]]:
+    """Good requests of every method, to be spoilt."""
+    rich = event("t", source="s", idempotency_key="k", attributes={"a": "b"}, payload={"a": [1]})
+    struct = EventInput(type="t")
+    struct.payload.fields["a"].list_value.values.add().number_value = 1
+    struct.occurred_at.GetCurrentTime()
+    return {
+        "SubmitEvent": [
+            pb.SubmitEventRequest(event=one).SerializeToString() for one in (rich, struct)
+        ],
+        "BatchSubmitEvents": [
+            pb.BatchSubmitEventsRequest(events=[rich, struct]).SerializeToString()
+        ],
+        "GetEvent": [
+            pb.GetEventRequest(event_id="01980000-0000-7000-8000-000000000001").SerializeToString(),
+            pb.GetEventRequest(
+                idempotency_key="k", payload_format=PAYLOAD_FORMAT_JSON
+            ).SerializeToString(),
+        ],
+        "ListEvents": [
+            pb.ListEventsRequest(
+                page_size=5,
+                status=EVENT_STATUS_PENDING,
+                type="t",
+                received_after=struct.occurred_at,
+            ).SerializeToString()
+        ],
+        "GetEventCounts": [
+            pb.GetEventCountsRequest(received_before=struct.occurred_at).SerializeToString()
+        ],
+    }
+
+
+def mutate(wire: bytes, rng: random.Random) -> bytes:
+    spoilt = bytearray(wire)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(spoilt) + 1)
+        kind = rng.randrange(5)
+        if kind == 0 and at < len(spoilt):
+            spoilt[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and at < len(spoilt):
+            spoilt[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
+        elif kind == 2:
+            spoilt[at:at] = rng.randbytes(rng.randint(1, 6))
+        elif kind == 3:
+            del spoilt[at : at + rng.randint(1, 8)]
+        else:
+            spoilt[at:at] = spoilt[: rng.randint(1, 20)]
+    return bytes(spoilt)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_a_thousand_spoilt_messages_are_answered_or_refused(service: Service, seed: int) -> None:
+    """On each database five thousand in all; a few dozen are under way at a time."""
+    alice, rng, good = service.caller(), random.Random(seed), seeds()  # noqa: S311
+    calls = {
+        name: service.channel.unary_unary(f"/ingest.v1.IngestService/{name}", _same, _same)
+        for name in UNARY
+    }
+    for _ in range(20):
+        under_way = [
+            calls[name].future(
+                mutate(rng.choice(good[name]), rng), metadata=alice.metadata, timeout=10
+            )
+            for name in rng.choices(UNARY, weights=(4, 3, 1, 1, 1), k=50)
+        ]
+        for call in under_way:
+            error = call.exception()
+            if isinstance(error, grpc.RpcError):
+                assert refusal_of(error).code in ALLOWED
+    assert alice.is_served()
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    name=st.from_regex(r"[a-z0-9_.-]{1,20}", fullmatch=True).filter(
+        lambda name: not name.startswith("grpc-") and name not in {"te", "host"}
+    ),
+    value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
+)
+def test_metadata_of_any_name_changes_nothing(service: Service, name: str, value: str) -> None:
+    caller = service.caller("somebody")
+    caller.metadata += ((f"x{name}x", value),)
+
+    assert caller.submit(event()).event_id
