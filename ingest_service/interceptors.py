@@ -13,7 +13,13 @@ from google.protobuf.message_factory import GetMessageClass
 from ingest.v1 import ingest_service_pb2
 from ingest_service.auth import TokenVerifier
 from ingest_service.decode import parse_message
-from ingest_service.errors import IngestError, Refused, Unauthenticated, Unavailable
+from ingest_service.errors import (
+    IngestError,
+    RateLimited,
+    Refused,
+    Unauthenticated,
+    Unavailable,
+)
 from ingest_service.principal import READ, WRITE, Principal, current_principal
 from ingest_service.status import internal_status, to_status
 
@@ -136,8 +142,8 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
     """End the call with the status of an exception; one that nobody foresaw is INTERNAL."""
     if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
         raise error
-    if isinstance(error, Refused | Unavailable):
-        if isinstance(error, Unavailable):
+    if isinstance(error, Refused | RateLimited | Unavailable):
+        if not isinstance(error, Refused):
             log.info("call_refused", reason=error.reason)
         await context.abort_with_status(to_status(error))
     request_id = uuid.uuid4().hex

@@ -1,0 +1,108 @@
+"""One user's share: what is beyond it waits or is refused, and nobody else notices."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from threading import Event
+
+import grpc
+import pytest
+
+from ingest.v1 import ingest_service_pb2 as pb
+from tests.kit.caller import Caller, event, refused
+from tests.kit.server import Service, Start, settings_for
+from tests.kit.waiting import eventually
+
+
+@pytest.fixture
+def limited(start_service: Start, store_url: str, broker_url: str) -> Service:
+    """A server where a user may submit 10 events a second, read 10 times, and stream twice."""
+    return start_service(
+        settings_for(
+            store_url,
+            broker_url,
+            USER_EVENTS_PER_SECOND="10",
+            USER_READS_PER_SECOND="10",
+            USER_STREAMS="2",
+        )
+    )
+
+
+def flood(caller: Caller) -> int:
+    """Submit until refused, and return how many were not."""
+    for accepted in range(1_000):
+        try:
+            caller.submit(event())
+        except grpc.RpcError:
+            return accepted
+    raise AssertionError("never refused")
+
+
+def test_a_user_who_submits_too_much_is_told_when_to_come_back(limited: Service) -> None:
+    greedy, modest = limited.caller(), limited.caller()
+
+    accepted = flood(greedy)
+    refusal = refused(greedy.submit, event())
+
+    assert 20 <= accepted <= 30
+    assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.retry_delay is not None
+    assert 0 < refusal.retry_delay <= 1
+    assert modest.submit(event()).event_id
+
+
+def test_who_waits_may_submit_again(limited: Service) -> None:
+    greedy = limited.caller()
+    flood(greedy)
+
+    def again() -> bool:
+        try:
+            return bool(greedy.submit(event()).event_id)
+        except grpc.RpcError:
+            return False
+
+    eventually(again, timeout=5)
+
+
+def test_a_stream_beyond_the_share_is_slowed_and_nothing_of_it_is_lost(limited: Service) -> None:
+    greedy = limited.caller()
+
+    summary = greedy.stream([event()] * 5 for _ in range(8))
+
+    assert (summary.received, summary.accepted) == (40, 40)
+
+
+def test_who_reads_too_much_is_refused(limited: Service) -> None:
+    greedy = limited.caller()
+    greedy.submit(event())
+
+    def read_often() -> None:
+        for _ in range(100):
+            greedy.stub.GetEventCounts(pb.GetEventCountsRequest(), metadata=greedy.metadata)
+
+    assert refused(read_often).verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+
+
+def test_a_third_stream_is_refused_until_one_ends(limited: Service) -> None:
+    user = limited.caller()
+    done = Event()
+
+    def one_message() -> Iterator[pb.StreamEventsRequest]:
+        yield pb.StreamEventsRequest(events=[event()])
+        done.wait(20)
+
+    with ExitStack() as ending:
+        ending.callback(done.set)
+        calls = [
+            user.stub.StreamEvents.future(one_message(), metadata=user.metadata) for _ in range(2)
+        ]
+        counts = pb.GetEventCountsRequest()
+
+        def stored() -> bool:
+            answer = user.stub.GetEventCounts(counts, metadata=user.metadata)
+            return sum(entry.count for entry in answer.counts) == 2
+
+        eventually(stored, timeout=10, interval=0.2)
+        refusal = refused(user.stream, [[event()]])
+    assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert [call.result(timeout=10).accepted for call in calls] == [1, 1]
+    assert user.stream([[event()]]).accepted == 1

@@ -1,0 +1,96 @@
+"""A revoked token is refused within five seconds, in calls and in open streams."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+
+import grpc
+import pytest
+
+from ingest.v1 import ingest_service_pb2 as pb
+from tests.kit.caller import Caller, event, refused
+from tests.kit.server import Service, Start, settings_for
+from tests.kit.waiting import eventually
+
+#: Seconds within which a revocation is in force.
+IN_FORCE = 5.0
+
+
+@pytest.fixture
+def revoked(tmp_path: Path) -> Path:
+    """The file of revoked tokens."""
+    file = tmp_path / "revoked.json"
+    file.write_text("{}")
+    return file
+
+
+@pytest.fixture
+def guarded(start_service: Start, database_url: str, broker_url: str, revoked: Path) -> Service:
+    """A server that looks at the file."""
+    file = str(revoked)
+    return start_service(settings_for(database_url, broker_url, JWT_REVOCATION_FILE=file))
+
+
+def is_refused(caller: Caller) -> bool:
+    """Whether a submit is refused for the token."""
+    try:
+        caller.submit(event())
+    except grpc.RpcError as error:
+        return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+    return False
+
+
+def test_a_token_is_revoked_by_its_id(guarded: Service, revoked: Path) -> None:
+    stolen, other = guarded.caller("alice", jti="stolen"), guarded.caller("alice", jti="other")
+    assert not is_refused(stolen)
+
+    revoked.write_text(json.dumps({"jti": ["stolen"]}))
+
+    eventually(lambda: is_refused(stolen), timeout=IN_FORCE)
+    assert refused(stolen.submit, event()).verdict == ("UNAUTHENTICATED", "TOKEN_INVALID")
+    assert not is_refused(other)
+
+
+@pytest.mark.parametrize("subject", ["alice", "*"])
+def test_all_older_tokens_of_a_subject_are_revoked(
+    guarded: Service, revoked: Path, subject: str
+) -> None:
+    now = int(time.time())
+    old = guarded.caller("alice", iat=now - 60)
+    new = guarded.caller("alice", iat=now)
+
+    revoked.write_text(json.dumps({"issued_before": {subject: now - 30}}))
+
+    eventually(lambda: is_refused(old), timeout=IN_FORCE)
+    assert not is_refused(new)
+
+
+def test_an_open_stream_ends_when_its_token_is_revoked(guarded: Service, revoked: Path) -> None:
+    caller = guarded.caller("alice", jti="stolen")
+    messages: Queue[pb.StreamEventsRequest | None] = Queue()
+
+    def sent() -> Iterator[pb.StreamEventsRequest]:
+        while (message := messages.get()) is not None:
+            yield message
+
+    call = caller.stub.StreamEvents.future(sent(), metadata=caller.metadata, timeout=20)
+    messages.put(pb.StreamEventsRequest(events=[event()]))
+    revoked.write_text(json.dumps({"jti": ["stolen"]}))
+    eventually(lambda: is_refused(caller), timeout=IN_FORCE)
+    messages.put(pb.StreamEventsRequest(events=[event()]))
+
+    assert refused(call.result).verdict == ("UNAUTHENTICATED", "TOKEN_INVALID")
+    messages.put(None)
+
+
+def test_a_file_that_cannot_be_read_revokes_no_less(guarded: Service, revoked: Path) -> None:
+    stolen = guarded.caller("alice", jti="stolen")
+    revoked.write_text(json.dumps({"jti": ["stolen"]}))
+    eventually(lambda: is_refused(stolen), timeout=IN_FORCE)
+
+    revoked.write_text("{")
+
+    eventually(lambda: "revocations_unreadable" in guarded.process.stderr(), timeout=IN_FORCE)
+    assert is_refused(stolen)
