@@ -75,5 +75,5 @@ lock: install-dev ## pin the requirements again (UPGRADE=1: take the newest rele
 	scripts/lock
 
 clean: ## remove everything that was made here, except .ingest
-	rm -rf .venv .venv-generate .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* dist build
+	rm -rf .venv .venv-generate .venv-bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

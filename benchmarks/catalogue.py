@@ -1,88 +1,56 @@
 """Every figure of the report, in the order of the table."""
 
-from collections.abc import Callable
 from functools import partial
 
-from benchmarks.corpus import corpus
 from benchmarks.figure import Figure, Target
-from benchmarks.figures import flow, working
-from benchmarks.figures.accept import Shape, accept, noop
+from benchmarks.figures import flow, growth, working
+from benchmarks.figures.accept import Shape, accept
 from benchmarks.figures.embedded import embedded
-from benchmarks.limits import copying, executemany, fsync, noop_actor, stamping
-from benchmarks.sample import Sample
-from benchmarks.stack import Bench
+from benchmarks.references import limits, mean_latency, peers
+from benchmarks.shapes import GITHUB, MEDIUM, STREAM, STREAMS, UNARY
 
-_RATE = "events/s"
-_MS = "ms"
-
-_UNARY = {
-    1: Shape(in_flight=1, events=3_000),
-    8: Shape(in_flight=8, events=10_000),
-    64: Shape(in_flight=64, events=20_000),
-    256: Shape(in_flight=256, events=20_000),
-}
-_STREAM = {
-    1: Shape(in_flight=4, per_message=1, events=120_000),
-    10: Shape(in_flight=4, per_message=10, events=240_000),
-    100: Shape(in_flight=4, per_message=100, events=240_000),
-}
-_STREAMS = {n: Shape(in_flight=n, per_message=100, events=240_000) for n in (1, 16, 64)}
-_GITHUB = Shape(corpus="github", in_flight=4, per_message=20, events=24_000)
-_MEDIUM = Shape(corpus="medium", in_flight=4, per_message=50, events=80_000)
+_RATE, _MS = "events/s", "ms"
+_MILLION = 1_000_000
 
 
 def figures() -> list[Figure]:
     """Return all of them; nothing is measured yet."""
-    return [*_accept(), *_work(), *_flow(), *_embedded(), *_limits()]
+    return [
+        *_accept(),
+        *_work(),
+        *_flow(),
+        *_latency(),
+        *_embedded(),
+        *_growth(),
+        *_scaling(),
+        *limits(),
+        *peers(),
+    ]
 
 
 def _accept() -> list[Figure]:
     return [
+        _accepted("stream_100", STREAM[100], "copy_1000", Target(least_ratio=0.80)),
+        _accepted("stream_10", STREAM[10], "copy_1000"),
+        _accepted("stream_1", STREAM[1], "noop_stream_1", Target(least_ratio=0.75)),
+        _accepted("stream_100_x1", STREAMS[1], "copy_1000"),
+        _accepted("stream_100_x16", STREAMS[16], "copy_1000"),
+        _accepted("stream_100_x64", STREAMS[64], "copy_1000", key=True),
+        _detail("memory_64_streams", "MB", "stream_100_x64", "server_rss_mb", Target(most=200)),
+        _accepted("stream_medium", MEDIUM, "copy_medium"),
+        _accepted("stream_github", GITHUB, "copy_github", Target(least_ratio=0.80)),
         Figure(
-            name="stream_100", unit=_RATE, probe=partial(accept, shape=_STREAM[100]),
-            limits=("copy_1000",), target=Target(least_ratio=0.80), key=True,
+            name="unary_1",
+            unit=_MS,
+            probe=mean_latency(partial(accept, shape=UNARY[1])),
+            limits=("noop_unary_1", "insert_1"),
+            target=Target(most_above=0.3),
+            key=True,
         ),
-        Figure(
-            name="stream_10", unit=_RATE, probe=partial(accept, shape=_STREAM[10]),
-            limits=("copy_1000",),
-        ),
-        Figure(
-            name="stream_1", unit=_RATE, probe=partial(accept, shape=_STREAM[1]),
-            limits=("noop_stream_1",), target=Target(least_ratio=0.75), key=True,
-        ),
-        Figure(
-            name="stream_github", unit=_RATE, probe=partial(accept, shape=_GITHUB),
-            limits=("copy_github",), target=Target(least_ratio=0.80), key=True,
-        ),
-        Figure(
-            name="stream_medium", unit=_RATE, probe=partial(accept, shape=_MEDIUM),
-            limits=("copy_medium",),
-        ),
-        Figure(
-            name="unary_1", unit=_MS, probe=_mean_latency(partial(accept, shape=_UNARY[1])),
-            limits=("noop_unary_1", "insert_1"), target=Target(most_above=0.3), key=True,
-        ),
-        Figure(
-            name="stream_100_64", unit=_RATE, probe=partial(accept, shape=_STREAMS[64]),
-            limits=("copy_1000",), key=True,
-        ),
-        Figure(
-            name="memory_64_streams", unit="MB", of=("stream_100_64", "server_rss_mb"),
-            target=Target(most=200), key=True,
-        ),
-        Figure(
-            name="unary_8", unit=_RATE, probe=partial(accept, shape=_UNARY[8]),
-            limits=("noop_unary_8",),
-        ),
-        Figure(
-            name="unary_64", unit=_RATE, probe=partial(accept, shape=_UNARY[64]),
-            limits=("noop_unary_64",), target=Target(least_ratio=0.65), key=True,
-        ),
-        Figure(
-            name="unary_256", unit=_RATE, probe=partial(accept, shape=_UNARY[256]),
-            limits=("noop_unary_256",),
-        ),
-    ]  # fmt: skip
+        _accepted("unary_8", UNARY[8], "noop_unary_8"),
+        _accepted("unary_64", UNARY[64], "noop_unary_64", Target(least_ratio=0.65)),
+        _accepted("unary_256", UNARY[256], "noop_unary_256"),
+    ]
 
 
 def _work() -> list[Figure]:
@@ -95,6 +63,7 @@ def _work() -> list[Figure]:
             target=Target(least_ratio=0.70),
             key=True,
         ),
+        Figure(name="recover", unit=_RATE, probe=partial(growth.recover, rows=100_000)),
     ]
 
 
@@ -107,27 +76,24 @@ def _flow() -> list[Figure]:
             target=Target(least=40_000),
             key=True,
         ),
-        Figure(
-            name="cpu_per_million",
-            unit="CPU s",
-            of=("end_to_end", "cpu_all_s_per_million"),
-            target=Target(most=60),
-            key=True,
+        _detail(
+            "end_to_end_x_peer", _RATE, "end_to_end", "events_per_s", Target(least_ratio=100),
+            limit="peer_end_to_end",
         ),
+        _detail(
+            "cpu_per_million", "CPU s", "end_to_end", "cpu_all_s_per_million", Target(most=60)
+        ),
+        Figure(name="statements", unit="per million", probe=flow.statements, key=True),
+    ]  # fmt: skip
+
+
+def _latency() -> list[Figure]:
+    return [
         Figure(name="idle_latency", unit=_MS, probe=flow.idle, target=Target(most=12), key=True),
-        Figure(
-            name="idle_latency_p99",
-            unit=_MS,
-            of=("idle_latency", "processed_p99_ms"),
-            target=Target(most=30),
-            key=True,
-        ),
-        Figure(
-            name="idle_worker_cpu",
-            unit="% of a core",
-            of=("idle_latency", "idle_worker_cpu_percent"),
-            target=Target(most=2),
-            key=True,
+        _detail("idle_latency_p99", _MS, "idle_latency", "processed_p99_ms", Target(most=30)),
+        _detail(
+            "idle_worker_cpu", "% of a core", "idle_latency", "idle_worker_cpu_percent",
+            Target(most=2),
         ),
         Figure(
             name="latency_50",
@@ -139,7 +105,7 @@ def _flow() -> list[Figure]:
         Figure(name="latency_80", unit=_MS, probe=partial(flow.at_load, share=0.8)),
         Figure(name="unary_p99_50", unit=_MS, probe=partial(flow.unary_at_load, share=0.5)),
         Figure(name="unary_p99_80", unit=_MS, probe=partial(flow.unary_at_load, share=0.8)),
-    ]
+    ]  # fmt: skip
 
 
 def _embedded() -> list[Figure]:
@@ -147,7 +113,7 @@ def _embedded() -> list[Figure]:
         Figure(
             name="embedded_stream",
             unit=_RATE,
-            probe=partial(embedded, shape=_STREAM[100]),
+            probe=partial(embedded, shape=STREAM[100]),
             limits=("executemany_1000",),
             target=Target(least_ratio=0.7),
             key=True,
@@ -155,69 +121,73 @@ def _embedded() -> list[Figure]:
         Figure(
             name="embedded_unary_64",
             unit=_RATE,
-            probe=partial(embedded, shape=_UNARY[64]),
+            probe=partial(embedded, shape=UNARY[64]),
             target=Target(least=2_000),
             key=True,
         ),
     ]
 
 
-def _limits() -> list[Figure]:
-    small = corpus("small")
-    copies = [
-        Figure(
-            name=f"copy_{name}", unit="rows/s",
-            probe=partial(copying.copy_rate, corpus=corpus(kind), rows=rows, group=group),
+def _growth() -> list[Figure]:
+    """Return each cost beside the same cost with an empty table."""
+    stored = {
+        "growth_0": partial(growth.growth, rows=0),
+        "growth_1m": partial(growth.growth, rows=_MILLION),
+        "growth_10m": partial(growth.growth, rows=10 * _MILLION),
+        "growth_pending": partial(growth.growth, rows=_MILLION, pending=True),
+    }
+    same = Target(most_ratio=1.2)
+    found = []
+    for name, probe in stored.items():
+        limit, first = ("growth_0",), name == "growth_0"
+        found.append(
+            Figure(
+                name=name,
+                unit=_RATE,
+                probe=probe,
+                limits=() if first else limit,
+                target=None if first else Target(least_ratio=0.85),
+                most_runs=1 if name == "growth_10m" else 100,
+            )
         )
-        for name, kind, rows, group in (
-            ("1", "small", 4_000, 1),
-            ("100", "small", 100_000, 100),
-            ("1000", "small", 240_000, 1_000),
-            ("medium", "medium", 80_000, 1_000),
-            ("github", "github", 24_000, 1_000),
-        )
-    ]  # fmt: skip
+        found += [
+            _detail(
+                f"{name}_{what}", _MS, name, f"{what}_p50_ms", None if first else same,
+                limit="" if first else f"growth_0_{what}", key=False,
+            )
+            for what in ("get", "list", "sweep")
+        ]  # fmt: skip
+    return found
+
+
+def _scaling() -> list[Figure]:
     return [
-        *copies,
         Figure(
-            name="stamp_500",
-            unit="rows/s",
-            probe=partial(stamping.stamp_rate, rows=200_000, group=500),
-        ),
-        Figure(
-            name="noop_actor",
-            unit="messages/s",
-            probe=partial(noop_actor.noop_rate, messages=4_000),
-        ),
-        Figure(
-            name="executemany_1000",
-            unit="rows/s",
-            probe=partial(executemany.insert_rate, corpus=small, rows=200_000, group=1_000),
-        ),
-        Figure(name="fsync", unit="fsyncs/s", probe=fsync.fsync_rate),
-        Figure(
-            name="insert_1", unit=_MS,
-            probe=partial(copying.insert_latency, corpus=corpus("small"), rows=3_000),
-        ),
-        Figure(
-            name="noop_unary_1", unit=_MS, probe=_mean_latency(partial(noop, shape=_UNARY[1]))
-        ),
-        *(
-            Figure(name=f"noop_unary_{n}", unit=_RATE, probe=partial(noop, shape=_UNARY[n]))
-            for n in (8, 64, 256)
-        ),
-        *(
-            Figure(name=f"noop_stream_{n}", unit=_RATE, probe=partial(noop, shape=_STREAM[n]))
-            for n in _STREAM
-        ),
-    ]  # fmt: skip
+            name=f"scale_{servers}s_{workers}w",
+            unit=_RATE,
+            probe=partial(flow.end_to_end, servers=servers, workers=workers),
+            limits=("end_to_end",),
+        )
+        for servers, workers in ((2, 1), (4, 1), (1, 2), (1, 4), (2, 2))
+    ]
 
 
-def _mean_latency(probe: Callable[[Bench], Sample]) -> Callable[[Bench], Sample]:
-    """With one call in flight, the rate is one over the mean latency: tell it in milliseconds."""
+def _accepted(
+    name: str, shape: Shape, limit: str, target: Target | None = None, *, key: bool = False
+) -> Figure:
+    return Figure(
+        name=name,
+        unit=_RATE,
+        probe=partial(accept, shape=shape),
+        limits=(limit,),
+        target=target,
+        key=key or target is not None,
+    )
 
-    def measure(bench: Bench) -> Sample:
-        sample = probe(bench)
-        return Sample(value=1e3 / sample.value, detail=sample.detail, faults=sample.faults)
 
-    return measure
+def _detail(
+    name: str, unit: str, of: str, detail: str, target: Target | None, *, limit: str = "",
+    key: bool = True,
+) -> Figure:  # fmt: skip
+    limits = (limit,) if limit else ()
+    return Figure(name=name, unit=unit, of=(of, detail), target=target, limits=limits, key=key)

@@ -36,6 +36,11 @@ class Database:
                 cursor.execute(statement, values or None)
                 return cursor.fetchall() if cursor.description else []
 
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of all sessions that begin from now on."""
+        database = self.query("SELECT current_database()")[0][0]
+        self.query(f"ALTER DATABASE {database} SET {name} = '{value}'")
+
     def settle(self) -> None:
         """Write out dirty pages, so that no run pays for the one before."""
         self.query("CHECKPOINT")

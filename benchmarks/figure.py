@@ -14,6 +14,7 @@ class Target:
     """What a figure is to reach; exactly one of these is set."""
 
     least_ratio: float | None = None
+    most_ratio: float | None = None
     least: float | None = None
     most: float | None = None
     #: How far the value may lie above its limit, in the figure's unit.
@@ -23,6 +24,8 @@ class Target:
         """Say it for people."""
         if self.least_ratio is not None:
             return f"ratio >= {self.least_ratio:g}"
+        if self.most_ratio is not None:
+            return f"ratio <= {self.most_ratio:g}"
         if self.most_above is not None:
             return f"<= limit + {self.most_above:g}"
         return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
@@ -31,6 +34,8 @@ class Target:
         """Tell whether a value reaches it."""
         if self.least_ratio is not None:
             return limit is not None and value >= self.least_ratio * limit
+        if self.most_ratio is not None:
+            return limit is not None and value <= self.most_ratio * limit
         if self.most_above is not None:
             return limit is not None and value <= limit + self.most_above
         if self.least is not None:

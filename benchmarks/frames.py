@@ -9,6 +9,8 @@ from benchmarks.corpus import Corpus
 from ingest.v1.ingest_service_pb2 import StreamEventsRequest, SubmitEventRequest
 
 SUBMIT = "/ingest.v1.IngestService/SubmitEvent"
+GET = "/ingest.v1.IngestService/GetEvent"
+LIST = "/ingest.v1.IngestService/ListEvents"
 STREAM = "/ingest.v1.IngestService/StreamEvents"
 
 

@@ -24,17 +24,16 @@ class StreamReset(Exception):
 
 
 class Connection:
-    """One plaintext connection, on which every request is the same but for its time."""
+    """One plaintext connection, on which every request has the same headers."""
 
-    def __init__(self, address: str, path: str, headers: Sequence[str], body: bytes) -> None:
-        """Connect, and prepare the bytes of a request."""
+    def __init__(self, address: str, path: str, headers: Sequence[str]) -> None:
+        """Connect, and prepare the header bytes of a request."""
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         named = [tuple(header.split(": ", 1)) for header in headers]
         fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", host)]
         self._first, self._next = _hpack([*fields, *named])  # type: ignore[list-item]
-        self._body = body
         self._stream = 1
         self._open: set[int] = set()
         self._most_streams = 100
@@ -51,22 +50,21 @@ class Connection:
 
     _received_settings = False
 
-    @property
-    def ready(self) -> bool:
-        """Whether the server's limits allow another request now."""
+    def ready(self, size: int) -> bool:
+        """Whether the server's limits allow another request with a body of so many bytes now."""
         room = min(self._window, self._stream_window)
-        return len(self._open) < self._most_streams and room >= len(self._body)
+        return len(self._open) < self._most_streams and room >= size
 
-    def post(self) -> int:
-        """Send the request; returns the number of its stream."""
+    def post(self, body: bytes) -> int:
+        """Send a request; returns the number of its stream."""
         stream, self._stream = self._stream, self._stream + 2
         block = self._first if stream == 1 else self._next
         parts = [_frame(_HEADERS, _END_HEADERS, stream, block)]
-        for start in range(0, len(self._body), _FRAME_BYTES):
-            piece = self._body[start : start + _FRAME_BYTES]
-            last = start + len(piece) == len(self._body)
+        for start in range(0, len(body), _FRAME_BYTES):
+            piece = body[start : start + _FRAME_BYTES]
+            last = start + len(piece) == len(body)
             parts.append(_frame(_DATA, _END_STREAM if last else 0, stream, piece))
-        self._window -= len(self._body)
+        self._window -= len(body)
         self._open.add(stream)
         self.socket.sendall(b"".join(parts))
         return stream

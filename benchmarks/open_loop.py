@@ -41,15 +41,15 @@ def send(
     address: str, path: str, body: bytes, *, rate: float, seconds: float, headers: Sequence[str]
 ) -> OpenLoad:
     """Post a body at `rate` requests a second on average, and await the answers."""
-    connections = [Connection(address, path, headers, body) for _ in range(_CONNECTIONS)]
+    connections = [Connection(address, path, headers) for _ in range(_CONNECTIONS)]
     try:
-        return _run(connections, _times(rate, seconds))
+        return _run(connections, body, _times(rate, seconds))
     finally:
         for connection in connections:
             connection.close()
 
 
-def _run(connections: Sequence[Connection], times: Sequence[float]) -> OpenLoad:
+def _run(connections: Sequence[Connection], body: bytes, times: Sequence[float]) -> OpenLoad:
     by_socket = {connection.socket: connection for connection in connections}
     due: dict[tuple[Connection, int], float] = {}
     latencies, lateness = [], []
@@ -59,14 +59,14 @@ def _run(connections: Sequence[Connection], times: Sequence[float]) -> OpenLoad:
         now = time.perf_counter()
         while sent < len(times) and begun + times[sent] <= now:
             connection = connections[sent % len(connections)]
-            if not connection.ready:
+            if not connection.ready(len(body)):
                 break
             intended = begun + times[sent]
-            due[connection, connection.post()] = intended
+            due[connection, connection.post(body)] = intended
             lateness.append(now - intended)
             sent += 1
         wait = 0.5
-        if sent < len(times) and connections[sent % len(connections)].ready:
+        if sent < len(times) and connections[sent % len(connections)].ready(len(body)):
             wait = max(0.0, begun + times[sent] - time.perf_counter())
         readable = select.select(list(by_socket), (), (), wait)[0]
         for found in readable:

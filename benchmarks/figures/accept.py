@@ -1,6 +1,6 @@
 """Accepting: durable events per second and latency, closed loop, with the workers stopped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.corpus import corpus
 from benchmarks.database import Database
@@ -30,6 +30,10 @@ class Shape:
     def connections(self) -> int:
         """Connections that the calls are spread over."""
         return min(_CONNECTIONS, self.in_flight)
+
+    def sized(self, bench: Bench) -> "Shape":
+        """Return this shape, or with half the events for a quick run."""
+        return replace(self, events=bench.size(self.events, self.events // 2))
 
     def send(self, bench: Bench, server: Server, events: int) -> Load:
         """Post about so many events; `events_in` tells how many they are."""
@@ -61,6 +65,7 @@ class Shape:
 
 def accept(bench: Bench, shape: Shape, *, processes: int = 1) -> Sample:
     """Return accepted durable events per second of the service."""
+    shape = shape.sized(bench)
     with bench.database() as database, bench.server(database, processes=processes) as server:
         warm = shape.events_in(shape.events // 10)
         shape.send(bench, server, warm)
@@ -86,6 +91,7 @@ def accept(bench: Bench, shape: Shape, *, processes: int = 1) -> Sample:
 
 def noop(bench: Bench, shape: Shape) -> Sample:
     """Return events per second of the no-op server under the same load."""
+    shape = shape.sized(bench)
     with bench.processes() as started:
         command = (bench.python, "-m", "benchmarks.limits.noop_server")
         server = bench.start_server(started, command, bench.settings())

@@ -14,6 +14,7 @@ from benchmarks.usage import cpu_seconds, peak_rss_mb
 
 def embedded(bench: Bench, shape: Shape) -> Sample:
     """Return accepted durable events/s; processing goes on beside it, as it does in real use."""
+    shape = shape.sized(bench)
     with _dev(bench) as (server, file):
         shape.send(bench, server, shape.events // 10)
         warm = _rows(file)

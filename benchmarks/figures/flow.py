@@ -21,6 +21,10 @@ _SHAPE = Shape(in_flight=4, per_message=100, events=400_000)
 _PER_CALL = 100
 #: Seconds of an open-loop run.
 _SECONDS = 10
+_STATEMENTS = """
+SELECT sum(calls) FROM pg_stat_statements
+WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 @contextmanager
@@ -63,9 +67,10 @@ def end_to_end(bench: Bench, *, servers: int = 1, workers: int = 1) -> Sample:
             ),
             "disk_bytes_per_event": round(database.disk_bytes() / database.rows()),
         }
+        value = events / database.processing_seconds(since)
         return Sample(
-            value=events / database.processing_seconds(since),
-            detail=detail,
+            value=value,
+            detail={"events_per_s": value, **detail},
             faults=database.faults(before + events, processed=True),
         )
 
@@ -152,6 +157,22 @@ def idle(bench: Bench) -> Sample:
                 "idle_server_cpu_percent": round(100 * cpu["server"] / seconds, 2),
             },
             faults=database.faults(before + count, processed=True),
+        )
+
+
+def statements(bench: Bench) -> Sample:
+    """Return SQL statements a million events, counted by pg_stat_statements in a run of its own."""
+    events = _SHAPE.events_in(100_000)
+    with bench.database() as database:
+        database.query("CREATE EXTENSION pg_stat_statements")
+        database.set("pg_stat_statements.track", "all")
+        with bench.server(database) as server, bench.workers(database):
+            _SHAPE.send(bench, server, events)
+            drain(database)
+            calls = database.query(_STATEMENTS)[0][0]
+        return Sample(
+            value=float(calls) / events * 1e6,
+            faults=database.faults(events, processed=True),
         )
 
 

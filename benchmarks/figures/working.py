@@ -1,5 +1,7 @@
 """The worker alone: pending rows and their messages lie ready, then it starts."""
 
+from datetime import UTC, datetime
+
 from benchmarks import fill
 from benchmarks.database import Database
 from benchmarks.sample import Sample
@@ -11,6 +13,7 @@ from worker.dispatch import Dispatcher
 
 #: The share of the rows after whose end the clock starts: by then every thread is at work.
 _WARM = 0.1
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def work(bench: Bench, *, rows: int, group: int, count: int = 1) -> Sample:
@@ -25,7 +28,7 @@ def work(bench: Bench, *, rows: int, group: int, count: int = 1) -> Sample:
             eventually(lambda: database.pending() == 0, timeout=120, interval=0.2)
             rss = sum(peak_rss_mb(worker.pid) for worker in workers)
         return Sample(
-            value=_rate(database),
+            value=rate(database),
             detail={
                 "worker_rss_mb": round(rss, 1),
                 "wal_bytes_per_event": (database.counters().wal_bytes - before) / rows,
@@ -40,12 +43,14 @@ def dispatch(bench: Bench, database: Database, *, group: int) -> None:
     dispatcher.first_deliveries({fill.USER: fill.keys(database)})
 
 
-def _rate(database: Database) -> float:
-    """Return the rate from the time when the first tenth was done until the end."""
+def rate(database: Database, since: datetime = _EVER) -> float:
+    """Return events/s of what was processed, once the first tenth was done, until the end."""
     times: list[float] = [
         row[0]
         for row in database.query(
-            "SELECT extract(epoch FROM processed_at)::float8 FROM events ORDER BY processed_at"
+            "SELECT extract(epoch FROM processed_at)::float8 FROM events"
+            " WHERE processed_at > %s ORDER BY processed_at",
+            (since,),
         )
     ]
     warm = times[int(len(times) * _WARM)]

@@ -1,0 +1,114 @@
+"""What rows that are already stored cost: insert, process, get, list and sweep beside them."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+from google.protobuf.message import Message
+
+from benchmarks import fill
+from benchmarks.database import Database
+from benchmarks.figures.accept import Shape
+from benchmarks.figures.flow import drain
+from benchmarks.figures.working import dispatch, rate
+from benchmarks.frames import GET, LIST, frame
+from benchmarks.http2 import Connection
+from benchmarks.sample import Sample, percentile
+from benchmarks.stack import Bench, Server
+from eventstore import processing
+from eventstore.engine import build_engine
+from ingest.v1.ingest_service_pb2 import GetEventRequest, ListEventsRequest
+
+_SHAPE = Shape(in_flight=4, per_message=100, events=100_000)
+_READS = 200
+_SWEEPS = 20
+_PROCESS_ROWS = 50_000
+_PAGE = 50
+
+
+def growth(bench: Bench, *, rows: int, pending: bool = False) -> Sample:
+    """Return accepted events/s with `rows` events of the same user stored; the rest is detail."""
+    with bench.database() as database, bench.server(database) as server:
+        _SHAPE.send(bench, server, 2_000)
+        user = str(database.query("SELECT user_id::text FROM events LIMIT 1")[0][0])
+        fill.fill(database, rows, pending=pending, user=user)
+        fill.settle(database)
+        stored = database.rows()
+        load = _SHAPE.send(bench, server, _SHAPE.events)
+        faults = database.faults(stored + _SHAPE.events, processed=False)
+        some = database.query(
+            "SELECT id::text FROM events WHERE random() < %s LIMIT %s",
+            (4 * _READS / stored, _READS),
+        )
+        gets = [GetEventRequest(event_id=row[0]) for row in some]
+        lists = [ListEventsRequest(page_size=_PAGE)] * _READS
+        detail = {
+            "get_p50_ms": _call_p50(server, GET, gets),
+            "list_p50_ms": _call_p50(server, LIST, lists),
+            "sweep_p50_ms": _sweep_p50(database),
+        }
+        if not pending:
+            detail["process_per_s"] = _process(bench, database)
+        return Sample(value=_SHAPE.events / load.seconds, detail=detail, faults=faults)
+
+
+def recover(bench: Bench, *, rows: int) -> Sample:
+    """Return events/s when every message was lost: the sweeper finds the rows, all of them due."""
+    rows = bench.size(rows, rows // 4)
+    with bench.database() as database:
+        fill.fill(database, rows, pending=True, due_seconds=-1)
+        fill.settle(database)
+        with bench.workers(database):
+            drain(database)
+        return Sample(value=rate(database), faults=database.faults(rows, processed=True))
+
+
+def _call_p50(server: Server, path: str, requests: Sequence[Message]) -> float:
+    """Return the median milliseconds of unary calls, one at a time."""
+    bodies = [frame(request) for request in requests]
+    with closing(Connection(server.address, path, server.headers)) as connection:
+
+        def call(number: int) -> None:
+            stream = connection.post(bodies[number])
+            while stream not in connection.receive():
+                pass
+
+        return _p50(call, len(bodies))
+
+
+def _sweep_p50(database: Database) -> float:
+    """Return the median milliseconds of one look of the sweeper, when nothing is due."""
+    engine = build_engine(database.url, name="bench", pool_size=1, keyed=True)
+
+    def sweep(_number: int) -> None:
+        with engine.connect() as connection:
+            processing.take_due(
+                connection, limit=1_000, again_after=60, max_attempts=5, first_deliveries=True
+            )
+            connection.rollback()
+
+    try:
+        return _p50(sweep, _SWEEPS)
+    finally:
+        engine.dispose()
+
+
+def _process(bench: Bench, database: Database) -> float:
+    """Return events/s of a worker on new rows of another user."""
+    since = database.now()
+    fill.fill(database, _PROCESS_ROWS, pending=True)
+    dispatch(bench, database, group=500)
+    with bench.workers(database):
+        done = "SELECT count(*) FROM events WHERE user_id = %s AND status = 2"
+        while database.query(done, (fill.USER,))[0][0] < _PROCESS_ROWS:
+            time.sleep(0.1)
+    return rate(database, since=since)
+
+
+def _p50(action: Callable[[int], None], times: int) -> float:
+    seconds = []
+    for number in range(times):
+        before = time.perf_counter()
+        action(number)
+        seconds.append(time.perf_counter() - before)
+    return round(percentile(seconds, 50) * 1e3, 3)
