@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: RFC 7518 section 3.2: an HS256 key is at least as long as the hash, 256 bits.
 MIN_JWT_SECRET_BYTES = 32
+#: What a database URL starts with (see engine.normalise_url).
+_DATABASES = ("postgresql://", "postgres://", "postgresql+psycopg2://", "sqlite://")
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -153,7 +155,10 @@ class Settings(BaseSettings):
         """Return the database URL; raises SettingsError when it is not set."""
         if self.database_url is None:
             raise SettingsError("set INGEST_DATABASE_URL, such as postgresql://user@host/ingest")
-        return self.database_url.get_secret_value()
+        url = self.database_url.get_secret_value()
+        if not url.startswith(_DATABASES):
+            raise SettingsError("set INGEST_DATABASE_URL to postgresql:// or sqlite:///")
+        return url
 
     def require_broker_url(self) -> str:
         """Return the broker URL; raises SettingsError when it is not set."""

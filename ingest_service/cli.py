@@ -13,6 +13,7 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from eventstore.errors import StorageError, storage_errors
 from eventstore.logs import configure_logs
 from eventstore.settings import Settings, SettingsError
 
@@ -22,13 +23,15 @@ _DEV_TOKEN_HOURS = 24
 
 
 class _Commands(click.Group):
-    """Turns a SettingsError of any command into one line and exit code 2."""
+    """Turns what stops a command into one line: exit code 2 for a setting, 1 for the database."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except SettingsError as error:
             raise click.UsageError(str(error), ctx) from None
+        except StorageError as error:
+            raise click.ClickException(f"the database is unavailable: {error}") from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,9 +117,10 @@ def migrate(check: bool) -> None:
     settings = Settings.load()
     url = settings.require_database_url()
     configure_logs(settings.log_level)
-    if not check:
-        migrations.upgrade(url)
-    changes = migrations.pending_changes(url)
+    with storage_errors():
+        if not check:
+            migrations.upgrade(url)
+        changes = migrations.pending_changes(url)
     for change in changes:
         click.echo(change, err=True)
     if changes:
