@@ -1,0 +1,187 @@
+"""The command `ingest-service`: what it prints, and how it ends."""
+
+import socket
+import subprocess
+from pathlib import Path
+
+import jwt
+import pytest
+
+from tests.kit.caller import Caller
+from tests.kit.processes import Processes
+from tests.kit.rows import add
+from tests.kit.server import BIN, Service, closing_engine, settings_for
+from tests.kit.tokens import SECRET
+
+NOTHING = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+
+
+def run(*args: str, cwd: Path | str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "ingest-service", *args],
+        env=NOTHING | {f"INGEST_{name}": value for name, value in env.items()},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+COMMANDS = ["dev", "serve", "worker", "migrate", "token", "sweep", "health"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    shown = run(command, "--help")
+
+    assert shown.returncode == 0
+    assert "Example:" in shown.stdout
+
+
+def test_a_token_is_printed_bare_and_is_accepted(service: Service) -> None:
+    made = run("token", "--subject", "cli", "--email", "a@b.c", JWT_SECRET=SECRET)
+    token = made.stdout.strip()
+    claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="ingest", issuer="ingest")
+
+    assert made.returncode == 0
+    assert made.stdout == token + "\n"
+    assert claims["exp"] - claims["iat"] == 3_600
+    assert (claims["sub"], claims["email"]) == ("cli", "a@b.c")
+    assert Caller(service.channel, token).is_served()
+
+
+def test_scopes_and_life_of_a_token_can_be_chosen() -> None:
+    made = run(
+        *("token", "--subject", "x", "--scope", "events:read", "--ttl", "90m"), JWT_SECRET=SECRET
+    )
+    claims = jwt.decode(made.stdout.strip(), options={"verify_signature": False})
+
+    assert claims["scope"] == "events:read"
+    assert claims["exp"] - claims["iat"] == 5_400
+
+
+@pytest.mark.parametrize(
+    "args, env, named",
+    [
+        (["token", "--subject", "x"], {}, "INGEST_JWT_SECRET"),
+        (["token"], {"JWT_SECRET": SECRET}, "--subject"),
+        (["token", "--subject", "x", "--ttl", "1y"], {"JWT_SECRET": SECRET}, "--ttl"),
+        (["token", "--subject", "x", "--ttl", "400d"], {"JWT_SECRET": SECRET}, "--ttl"),
+        (["token", "--subject", "x"], {"JWT_SECRET": "short"}, "INGEST_JWT_SECRET"),
+        (["serve"], {}, "INGEST_DATABASE_URL"),
+        (["serve"], {"DATABASE_URL": "sqlite:///x.db"}, "INGEST_BROKER_URL"),
+        (["worker"], {}, "INGEST_DATABASE_URL"),
+        (["migrate"], {}, "INGEST_DATABASE_URL"),
+        (["sweep"], {}, "INGEST_DATABASE_URL"),
+        (["serve"], {"TLS_CERT_FILE": "x"}, "INGEST_TLS_KEY_FILE"),
+        (
+            ["serve"],
+            {"DATABASE_URL": "sqlite:///x.db", "BROKER_URL": "redis://127.0.0.1:1/0"},
+            "INGEST_JWT_SECRET",
+        ),
+        (
+            ["serve"],
+            {
+                "DATABASE_URL": "sqlite:///x.db",
+                "BROKER_URL": "kafka://127.0.0.1:1/0",
+                "JWT_SECRET": SECRET,
+            },
+            "INGEST_BROKER_URL",
+        ),
+        (
+            ["serve"],
+            {
+                "DATABASE_URL": "mysql://127.0.0.1:1/canary",
+                "BROKER_URL": "redis://127.0.0.1:1/0",
+                "JWT_SECRET": SECRET,
+            },
+            "postgresql://",
+        ),
+        (["migrate"], {"DATABASE_URL": "mysql://127.0.0.1:1/canary"}, "postgresql://"),
+        (["nonsense"], {}, "nonsense"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    args: list[str], env: dict[str, str], named: str, tmp_path: Path
+) -> None:
+    ended = run(*args, cwd=str(tmp_path), **env)
+
+    assert ended.returncode == 2, ended.stderr
+    assert named in ended.stderr
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    assert "canary" not in ended.stderr
+
+
+def test_a_port_that_is_taken_stops_the_start_with_a_line(service: Service, redis_url: str) -> None:
+    env = settings_for(service.database_url, redis_url, LISTEN=service.address)
+    ended = subprocess.run(
+        [BIN / "ingest-service", "serve"],
+        env=NOTHING | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert ended.returncode == 2
+    assert "INGEST_LISTEN" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_migrate_checks_changes_and_checks_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ingest.db'}"
+
+    assert run("migrate", "--check", DATABASE_URL=url).returncode == 1
+    assert run("migrate", DATABASE_URL=url).returncode == 0
+    assert run("migrate", "--check", DATABASE_URL=url).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["migrate", "sweep"])
+def test_a_database_that_is_away_is_exit_code_1_without_a_traceback(command: str) -> None:
+    url = "postgresql://canary:canary@127.0.0.1:1/ingest"
+    ended = run(command, DATABASE_URL=url, BROKER_URL="redis://127.0.0.1:1/0")
+
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "canary" not in ended.stderr
+
+
+def test_sweep_processes_what_is_due_and_prints_how_many(store_url: str) -> None:
+    """Without a broker it does the work itself."""
+    with closing_engine(store_url) as store:
+        add(store, {}, [], {}, due_in=-1)
+    first = run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
+    second = run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
+
+    assert (first.returncode, first.stdout) == (0, "3\n"), first.stderr
+    assert (second.returncode, second.stdout) == (0, "0\n")
+
+
+def test_health_tells_by_its_exit_code(service: Service) -> None:
+    assert run("health", LISTEN=service.address).returncode == 0
+    assert run("health", "--service", "liveness", LISTEN=service.address).returncode == 0
+    assert run("health", "--service", "nothing", LISTEN=service.address).returncode == 1
+    assert run("health", LISTEN="127.0.0.1:1").returncode == 1
+
+
+def test_several_processes_share_one_port(
+    database_url: str, redis_url: str, processes: Processes
+) -> None:
+    """Started by a supervisor, which ends them in good order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = settings_for(database_url, redis_url, PROCESSES="2", LISTEN=f"127.0.0.1:{port}")
+    process = processes.start(
+        BIN / "ingest-service",
+        "serve",
+        env=env,
+        ready=lambda started: started.stderr().count("server_started") == 2,
+    )
+    service = Service(process, env)
+    assert service.caller().is_served()
+
+    assert service.stop() == 0
+    assert process.stderr().count("server_stopped") == 2
