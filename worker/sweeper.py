@@ -24,6 +24,8 @@ SWEEP_ROWS = 1_000
 _DEEP_QUEUE = 200
 #: Recovery messages beyond which no more are sent.
 _MOST_RECOVERIES = 50
+#: Seconds without an empty recovery queue after which the sweeper processes by itself.
+_STUCK_AFTER = 10.0
 #: Seconds after which a message that the sweeper sent counts as lost; a second message for the same
 #: rows takes nothing, so this is short: Redis may be wiped again and again.
 _AGAIN_AFTER = 5.0
@@ -46,6 +48,7 @@ class Sweeper:
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
         self._kept_house_at = float("-inf")
+        self._drained_at = time.monotonic()
 
     def start(self) -> None:
         """Start sweeping."""
@@ -103,9 +106,14 @@ class Sweeper:
     def _take(self) -> tuple[list[DueEvent], bool]:
         try:
             deep = self._dispatcher.waiting(QUEUE) >= _DEEP_QUEUE
-            if self._dispatcher.waiting(RECOVERY_QUEUE) >= _MOST_RECOVERIES:
+            recoveries = self._dispatcher.waiting(RECOVERY_QUEUE)
+            now = time.monotonic()
+            if recoveries == 0:
+                self._drained_at = now
+            # Messages that nobody can finish hold up a consumer for good; the rows must go on.
+            broker_up = now - self._drained_at < _STUCK_AFTER
+            if broker_up and recoveries >= _MOST_RECOVERIES:
                 return [], True
-            broker_up = True
         except BrokerUnavailable:
             deep = broker_up = False
         with storage_errors(), self._engine.begin() as connection:
