@@ -2,14 +2,16 @@
 
 import argparse
 import random
+import subprocess
 import sys
 import time
 import traceback
 
-from benchmarks import report
+from benchmarks import document, machine, report
 from benchmarks.catalogue import figures
 from benchmarks.figure import Figure, Measured, with_limits
 from benchmarks.h2load import LoadError
+from benchmarks.peers.environment import PeerMissingError, peer_python
 from benchmarks.stack import Bench, open_bench
 
 _FULL_RUNS = 5
@@ -34,11 +36,16 @@ def main() -> int:
         return 2
     runs = options.runs or (1 if options.quick else _FULL_RUNS)
     with open_bench(quick=options.quick) as bench:
+        about = machine.describe(bench)
         measured = measure(bench, with_limits(names, every), runs)
     found = report.lines(measured)
     if not options.only:
         report.write(found)
-    print(report.details(found), "", report.table(found), "", report.correctness(found), sep="\n")
+        draw()
+    if not options.only and not options.quick:
+        document.update(found, about)
+    print(report.details(found), "", report.table(found), "", sep="\n")
+    print(report.correctness(found), report.quietness(found), sep="\n")
     return int(any(line["faults"] for line in found))
 
 
@@ -49,6 +56,7 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
         todo = [f for f in chosen if f.probe is not None and number <= f.most_runs]
         random.shuffle(todo)
         for figure in todo:
+            measured[figure.name].busy.append(machine.busy_percent())
             started = time.monotonic()
             try:
                 sample = figure.probe(bench)  # type: ignore[misc]  # see above
@@ -68,6 +76,15 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
                 flush=True,
             )
     return measured
+
+
+def draw() -> None:
+    """Draw the plots beside the results, where matplotlib can be installed."""
+    try:
+        command = [peer_python(), "-m", "benchmarks.plots", report.RESULTS, report.RESULTS.parent]
+        subprocess.run([str(part) for part in command], check=True)
+    except (PeerMissingError, subprocess.CalledProcessError) as error:
+        print(f"! no plots: {error}", file=sys.stderr)
 
 
 def _parse() -> argparse.Namespace:

@@ -67,6 +67,8 @@ class Measured:
 
     figure: Figure
     samples: list[Sample] = field(default_factory=list)
+    #: How busy others kept the machine before each run, in percent of all cores.
+    busy: list[float] = field(default_factory=list)
 
     def take(self, source: Sample) -> None:
         """Add a run of the figure that this one is a detail of."""
@@ -105,6 +107,7 @@ class Measured:
             "runs": len(values),
             "target": str(figure.target) if figure.target else None,
             "met": figure.target.is_met(self.value, limit) if figure.target else None,
+            "busy_before_percent": round(max(self.busy), 1) if self.busy else None,
             "faults": self.faults,
             "detail": self.detail(),
         }

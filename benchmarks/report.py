@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks.figure import Measured
 
 RESULTS = Path(__file__).parent / "results" / "latest.jsonl"
+#: What others may use of the machine.
+_QUIET_PERCENT = 10
 _HEAD = ("figure", "value", "min", "max", "unit", "limit", "ratio", "target", "met")
 
 
@@ -46,6 +48,13 @@ def correctness(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the line on events lost, doubled or stuck."""
     faults = [f"{line['name']}: {fault}" for line in found for fault in line["faults"]]
     return "correctness: " + ("; ".join(faults) or "lost 0, doubled 0, stuck 0")
+
+
+def quietness(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the line on what else ran on the machine."""
+    worst = max((line["busy_before_percent"] or 0 for line in found), default=0)
+    verdict = "quiet" if worst <= _QUIET_PERCENT else "NOT QUIET: these figures prove nothing"
+    return f"machine: {verdict} (busy up to {worst:.0f} % of all cores before a measurement)"
 
 
 def _limit(one: Measured, measured: Mapping[str, Measured]) -> float | None:
