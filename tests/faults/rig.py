@@ -71,13 +71,14 @@ class Rig:
         settings: Mapping[str, str] = BRISK,
         workers: int = 2,
         environment: Mapping[str, str] | None = None,
+        disk: Path | None = None,
     ) -> None:
         """Start the databases and migrate; nothing of the service runs yet."""
         self.folder = Path(tempfile.mkdtemp(prefix="ingest-faults-"))
         self._settings = dict(settings)
         self._environment = dict(environment or {})
         self._used_workers = workers
-        self.postgres = Postgres(durable=durable)
+        self.postgres = Postgres(durable=durable, parent=disk)
         self.redis = Redis(persistent=False)
         self.postgres.start()
         self.redis.start()
@@ -145,19 +146,20 @@ class Rig:
                 member.stop()
 
     @contextmanager
-    def planted(self, text: str, *members: Member) -> Iterator[None]:
-        """Run these members with FAULTS_PLANT set to `text`, and as they were afterwards."""
+    def changed(self, *members: Member, **environment: str) -> Iterator[None]:
+        """Run these members with other settings, and end them afterwards; `restore` starts them."""
+        before = [member.env for member in members]
         for member in members:
             if member.started and member.up:
                 member.stop()
-            member.env["FAULTS_PLANT"] = text
+            member.env = {**member.env, **environment}
             member.start()
         try:
             yield
         finally:
-            for member in members:
+            for member, kept in zip(members, before, strict=True):
                 member.discard()
-                del member.env["FAULTS_PLANT"]
+                member.env = kept
 
     def close(self) -> None:
         """End everything."""

@@ -71,7 +71,8 @@ class Trial:
         self.journal = Journal(self.folder / "trial.jsonl")
         #: Of the events that `submit` stored, by id.
         self.keys: dict[str, str] = {}
-        self._numbers = itertools.count()
+        #: Never twice in one trial, for keys.
+        self.numbers = itertools.count()
         self._stubs: dict[int, IngestServiceStub] = {}
         self._counts = {member.name: counts(member.pids()) for member in _running(rig)}
 
@@ -90,7 +91,7 @@ class Trial:
 
     def submit(self, payload: Mapping[str, Any], *, event_type: str = "fault.one") -> str:
         """Submit one event with this payload through the first server; returns its id."""
-        key = f"{self.subject}-one-{next(self._numbers)}"
+        key = f"{self.subject}-one-{next(self.numbers)}"
         self.journal.note("trial", "new", key, "invoke")
         event = EventInput(
             type=event_type,

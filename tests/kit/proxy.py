@@ -25,8 +25,8 @@ class Point(Enum):
 
     #: The request is not forwarded.
     BEFORE = auto()
-    #: Everything but the last byte of the piece is forwarded.
-    LAST_BYTE = auto()
+    #: The request is forwarded up to the pattern, and not to its end.
+    WITHIN = auto()
     #: The request is forwarded and took effect; its reply is not delivered.
     AFTER = auto()
 
@@ -37,7 +37,7 @@ class Trap:
     def __init__(self, proxy: "Proxy", pattern: bytes, point: Point, first: bytes) -> None:
         self.point = point
         self._proxy = proxy
-        self._pattern = pattern
+        self.pattern = pattern
         self._first = first
         self._armed: set[int] = set()
         self._sprung = threading.Event()
@@ -47,7 +47,7 @@ class Trap:
 
     def wait(self, timeout: float = 15.0) -> None:
         """Wait until a request is held; raises AssertionError when none comes."""
-        assert self._sprung.wait(timeout), f"no request with {self._pattern!r} in {timeout} s"
+        assert self._sprung.wait(timeout), f"no request with {self.pattern!r} in {timeout} s"
 
     @property
     def sprung(self) -> bool:
@@ -75,7 +75,7 @@ class Trap:
             if self._first in piece:
                 self._armed.add(id(connection))
             return False
-        if self._pattern not in piece:
+        if self.pattern not in piece:
             return False
         self._taken = True
         return True
@@ -285,9 +285,10 @@ class Proxy:
         if trap.point is Point.AFTER:
             connection.trap = trap
             return piece
-        if trap.point is Point.LAST_BYTE:
-            sink.write(piece[:-1])
-            piece = piece[-1:]
+        if trap.point is Point.WITHIN:
+            begin = piece.index(trap.pattern)
+            sink.write(piece[:begin])
+            piece = piece[begin:]
         if not await trap.hold():
             connection.reset()
             return b""

@@ -70,9 +70,9 @@ def find_redis() -> str:
 class Server:
     """One server process on one port of the loopback address, with one folder."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, parent: Path | None = None) -> None:
         """Reserve a folder and a port; `start` starts the process."""
-        self.folder = Path(tempfile.mkdtemp(prefix=f"ingest-{name}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"ingest-{name}-", dir=parent))
         self.port = free_port()
         self._popen: subprocess.Popen[bytes] | None = None
 
@@ -84,8 +84,8 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        """Whether the server process was started and not ended by the kit."""
-        return self._popen is not None
+        """Whether the server process was started and has not ended."""
+        return self._popen is not None and self._popen.poll() is None
 
     def log(self) -> str:
         """Return what the server has written so far."""
@@ -153,9 +153,9 @@ class Server:
 class Postgres(Server):
     """A private PostgreSQL; user postgres, no password, loopback only."""
 
-    def __init__(self, *, durable: bool) -> None:
+    def __init__(self, *, durable: bool, parent: Path | None = None) -> None:
         """Create the cluster; without `durable` a power cut may lose it, a SIGKILL does not."""
-        super().__init__("postgres")
+        super().__init__("postgres", parent)
         self._programs = find_postgres()
         self._prefix = _unprivileged(self.folder)
         self._durable = durable

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from eventstore import clock
 from eventstore.clock import DatabaseClock
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -18,7 +17,7 @@ class _Database:
         self.machine = 1_000.0
         self.ahead = 500.0
         self.there = self.back = 0.0
-        monkeypatch.setattr(clock.time, "monotonic", lambda: self.machine)
+        monkeypatch.setattr("time.monotonic", lambda: self.machine)
 
     def execute(self, _statement: object) -> Any:
         self.machine += self.there

@@ -1,0 +1,163 @@
+"""Rows 24 to 26: the disk is full, and what SQLite has to bear."""
+
+import os
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Case
+from tests.faults.embedded import EmbeddedRig
+from tests.faults.rig import Rig
+from tests.faults.trial import Trial
+
+_AWAY = {"STORAGE_UNAVAILABLE", "OVERLOADED", "UNAVAILABLE", "NO_RECEIPT", "DEADLINE_EXCEEDED"}
+
+
+@pytest.mark.row(24, "disk full: PostgreSQL")
+@pytest.mark.timeout(200)
+def test_postgres_on_a_full_disk(case: Case, tmp_path: Path) -> None:
+    """No OK that is not stored, and work again once there is space."""
+    with small_disk(case, tmp_path, megabytes=140) as disk:
+        rig = Rig(durable=True, workers=1, disk=disk)
+        try:
+            rig.start()
+            trial = Trial(rig, seed=case.seed)
+            trial.load()
+            time.sleep(1.5)
+            with full(disk):
+                time.sleep(case.count(5, 30))
+            freed = time.monotonic()
+            if not rig.postgres.is_running:
+                rig.postgres.start()
+                case.note("PostgreSQL itself had ended and was started")
+            time.sleep(5)
+            history = trial.verdict()
+            again = history.facts("ok", op="new", after=freed).entries[0].at - freed
+            refused = {entry.code for entry in history.facts("unknown").entries}
+            case.note(f"first OK {again:.1f} s after space was free; refused with {refused}")
+            assert again <= 5
+            assert refused <= _AWAY
+            assert not rig.server.restarts
+        finally:
+            rig.close()
+
+
+@pytest.mark.row(24, "disk full: SQLite")
+@pytest.mark.timeout(120)
+def test_sqlite_on_a_full_disk(case: Case, tmp_path: Path) -> None:
+    """As PostgreSQL, in one process."""
+    with small_disk(case, tmp_path, megabytes=8) as disk:
+        rig = EmbeddedRig(data=disk / "data")
+        try:
+            trial = Trial(rig, seed=case.seed)
+            trial.load()
+            time.sleep(1)
+            with full(disk):
+                began = time.monotonic()
+                time.sleep(case.count(4, 30))
+                ended = time.monotonic()
+            time.sleep(3)
+            history = trial.verdict()
+            unknown = history.facts("unknown", after=began, before=ended).entries
+            again = history.facts("ok", op="new", after=ended).entries[0].at - ended
+            case.note(f"{len(unknown)} refused; first OK {again:.1f} s after space was free")
+            assert unknown
+            assert again <= 5
+            assert {entry.code for entry in unknown} <= _AWAY
+            assert not rig.service.restarts
+            assert rig.ledger.query("PRAGMA integrity_check") == [("ok",)]
+        finally:
+            rig.close()
+
+
+@pytest.mark.row(25, "SIGKILL during writes to SQLite")
+@pytest.mark.timeout(1200)
+def test_sqlite_survives_kills(case: Case, embedded: EmbeddedRig) -> None:
+    """The file stays sound, and what was answered is in it."""
+    trial = Trial(embedded, seed=case.seed)
+    trial.load()
+    for _ in range(case.count(4, 200)):
+        time.sleep(case.random.uniform(0.2, 1.0))
+        embedded.service.kill_and_wait()
+    trial.verdict()
+
+    case.note(f"{len(embedded.service.restarts)} kills")
+    assert embedded.ledger.query("PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.row(26, "SQLite locked by another process")
+@pytest.mark.timeout(120)
+def test_a_locked_sqlite(case: Case, embedded: EmbeddedRig) -> None:
+    """Whoever waits for the lock is answered in time; nothing hangs."""
+    trial = Trial(embedded, seed=case.seed)
+    trial.load(attempt_timeout=9.0)
+    time.sleep(1)
+    with closing(sqlite3.connect(embedded.database, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        locked = time.monotonic()
+        time.sleep(case.count(7, 10))
+        other.execute("ROLLBACK")
+    freed = time.monotonic()
+    time.sleep(2)
+    history = trial.verdict()
+
+    unary = [
+        entry
+        for entry in history.facts("unknown", after=locked, before=freed + 1).entries
+        if entry.writer.startswith("unary")
+    ]
+    case.note(f"refused after {max(entry.ms for entry in unary):.0f} ms")
+    assert {entry.code for entry in unary} <= _AWAY - {"DEADLINE_EXCEEDED"}
+    assert max(entry.ms for entry in unary) <= 8_000
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[EmbeddedRig]:
+    """An embedded service for two rows."""
+    rig = EmbeddedRig()
+    yield rig
+    rig.close()
+
+
+@contextmanager
+def small_disk(case: Case, folder: Path, *, megabytes: int) -> Iterator[Path]:
+    """Mount a small file system of its own; without the right to do so the row cannot run."""
+    disk = folder / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0:
+        case.cannot("needs root to mount a small tmpfs")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", disk],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        case.cannot(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
+    # Whoever PostgreSQL runs as must get there.
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """Leave no block free, and keep none free while others give some back."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4_096):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    try:
+        yield
+    finally:
+        filler.unlink()
