@@ -12,7 +12,7 @@ event final once, whoever else works on it.
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, func, literal, select, text, update
+from sqlalchemy import Connection, func, literal, or_, select, text, update
 
 from eventstore.bulk import bulk
 from eventstore.clock import in_seconds
@@ -102,13 +102,14 @@ def take_due(
     limit: int,
     again_after: float,
     max_attempts: int,
-    first_deliveries: bool,
+    patience: float = 0.0,
 ) -> list[DueEvent]:
     """Take PENDING rows whose time has passed, longest overdue first, to dispatch them again.
 
     Leases that ran out end here. A row with no attempt left becomes FAILED and is not returned.
     A row that is returned becomes due again after `again_after` seconds, should its message be
-    lost. Without `first_deliveries` rows that were never attempted are left alone.
+    lost. Rows that were never attempted are left to their messages until they are overdue by
+    `patience` seconds.
     """
     due = (
         select(events.c.user_id, events.c.id, events.c.attempts)
@@ -117,8 +118,10 @@ def take_due(
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    if not first_deliveries:
-        due = due.where(events.c.attempts > 0)
+    if patience:
+        due = due.where(
+            or_(events.c.attempts > 0, events.c.next_attempt_at <= in_seconds(-patience))
+        )
     taken = [
         DueEvent(EventKey(row.user_id, row.id), row.attempts) for row in connection.execute(due)
     ]

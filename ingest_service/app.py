@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 #: Connections of the intake's writer.
 _WRITERS = 1
+#: Part of the drain time after which open streams are told to go elsewhere.
+_STREAMS_SHARE = 0.7
 #: Seconds in which the dispatcher sends what waits at the end; the sweeper finds the rest.
 _DISPATCH_STOP_SECONDS = 2.0
 
@@ -128,7 +130,10 @@ async def _server(
         # Not ready first, so that a balancer looks elsewhere; then no new calls, and the open
         # ones end; then what they handed in is committed, answered and dispatched.
         await health.stop()
+        told = settings.drain_seconds * _STREAMS_SHARE
+        telling = asyncio.get_running_loop().call_later(told, servicer.end_streams)
         await server.stop(settings.drain_seconds)
+        telling.cancel()
         await intake.drain()
         await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
         for task in background:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 #: Looks within the time after which a quiet client counts as gone.
 _LOOKS = 4
@@ -35,6 +35,13 @@ class IdleWatch:
         self._noted = True
         self._timer = self._loop.call_later(self._pause, self._look)
 
+    def expire(self) -> None:
+        """Let the time be over."""
+        self._timer.cancel()
+        with suppress(RuntimeError):
+            # Raised when it is over already.
+            self._expiry.reschedule(self._loop.time())
+
     def cancel(self) -> None:
         """Look no more."""
         self._timer.cancel()
@@ -43,7 +50,7 @@ class IdleWatch:
         self._quiet_looks = 0 if self._noted else self._quiet_looks + 1
         self._noted = False
         if self._quiet_looks >= _LOOKS:
-            self._expiry.reschedule(self._loop.time())
+            self.expire()
         else:
             self._timer = self._loop.call_later(self._pause, self._look)
 

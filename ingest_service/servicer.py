@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -20,12 +21,13 @@ from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.decode import EventDecoder, check_text, decode_time
 from ingest_service.encode import encode_event, encode_receipt
 from ingest_service.errors import (
+    Draining,
     EventNotFound,
     FieldInvalid,
     IdempotencyConflict,
     Violation,
 )
-from ingest_service.idle import idle_watch
+from ingest_service.idle import IdleWatch, idle_watch
 from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
 from ingest_service.pagetokens import make_page_token, read_page_token
@@ -60,6 +62,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._decoder = decoder
         self._reader = reader
         self._limits = limits
+        self._open: set[IdleWatch] = set()
+        self._is_draining = False
 
     async def SubmitEvent(  # noqa: N802  # the names of calls are those of the contract
         self, request: pb.SubmitEventRequest, context: Context
@@ -94,7 +98,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         ends_at = time.monotonic() + self._settings.stream_max_seconds
         with self._limits.stream(principal.user.id):
             try:
-                async with idle_watch(self._settings.stream_idle_seconds) as idle:
+                async with self._watched() as idle:
                     # Read from the context: the iterator is a generator around it, and costs
                     # more than all that is done here with a message.
                     while (wire := await context.read()) is not grpc.aio.EOF:
@@ -108,6 +112,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                             break
             except TimeoutError:
                 await stream.finish()
+                if self._is_draining:
+                    raise Draining from None
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
                     f"no message for {self._settings.stream_idle_seconds:g} seconds",
@@ -209,6 +215,24 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             ],
             truncated=truncated,
         )
+
+    def end_streams(self) -> None:
+        """End open streams with DRAINING, after what they sent is committed; take no new ones."""
+        self._is_draining = True
+        for watch in self._open:
+            watch.expire()
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[IdleWatch]:
+        """Raise TimeoutError in the body when the client is quiet, or the server must end."""
+        if self._is_draining:
+            raise Draining
+        async with idle_watch(self._settings.stream_idle_seconds) as watch:
+            self._open.add(watch)
+            try:
+                yield watch
+            finally:
+                self._open.remove(watch)
 
     def _reading_user(self) -> str:
         """Return the caller's id; raises RateLimited when it reads too much."""

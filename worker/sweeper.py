@@ -20,8 +20,9 @@ log = structlog.get_logger()
 #: Rows that one sweep takes.
 SWEEP_ROWS = 1_000
 #: Messages in the queue of first deliveries from which on the workers are behind, not the hints
-#: lost: rows that were never attempted are then left to their messages.
+#: lost: rows that were never attempted are then left to their messages, for some seconds more.
 _DEEP_QUEUE = 200
+_PATIENCE = 20.0
 #: Recovery messages beyond which no more are sent.
 _MOST_RECOVERIES = 50
 #: Seconds without an empty recovery queue after which the sweeper processes by itself.
@@ -106,6 +107,7 @@ class Sweeper:
     def _take(self) -> tuple[list[DueEvent], bool]:
         try:
             deep = self._dispatcher.waiting(QUEUE) >= _DEEP_QUEUE
+            patience = _PATIENCE if deep else 0.0
             recoveries = self._dispatcher.waiting(RECOVERY_QUEUE)
             now = time.monotonic()
             if recoveries == 0:
@@ -115,7 +117,7 @@ class Sweeper:
             if broker_up and recoveries >= _MOST_RECOVERIES:
                 return [], True
         except BrokerUnavailable:
-            deep = broker_up = False
+            broker_up, patience = False, 0.0
         with storage_errors(), self._engine.begin() as connection:
             if not processing.try_sweep_lock(connection):
                 return [], broker_up
@@ -124,7 +126,7 @@ class Sweeper:
                 limit=SWEEP_ROWS,
                 again_after=_AGAIN_AFTER,
                 max_attempts=self._settings.max_attempts,
-                first_deliveries=not deep,
+                patience=patience,
             )
         return due, broker_up
 

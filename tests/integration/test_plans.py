@@ -129,9 +129,7 @@ def test_the_sweep_reads_the_index_of_pending_rows_only(postgres: Engine) -> Non
         processing.finish(connection, results(keys[:-10]))
     with postgres.begin() as connection:
         plans = Plans(connection)
-        processing.take_due(
-            connection, limit=1_000, again_after=15, max_attempts=5, first_deliveries=True
-        )
+        processing.take_due(connection, limit=1_000, again_after=15, max_attempts=5)
 
     indexes = {
         node["Index Name"] for node in plans.nodes() if node["Node Type"].startswith("Index")

@@ -26,14 +26,14 @@ def poisoned(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {"enriched": True}
 
 
-def take_due(store: Engine, *, max_attempts: int = 5, first: bool = True) -> list[EventKey]:
+def take_due(store: Engine, *, max_attempts: int = 5, patience: float = 0.0) -> list[EventKey]:
     with store.begin() as connection:
         due = processing.take_due(
             connection,
             limit=1_000,
             again_after=15,
             max_attempts=max_attempts,
-            first_deliveries=first,
+            patience=patience,
         )
     return [event.key for event in due]
 
@@ -218,7 +218,14 @@ def test_rows_never_attempted_can_be_left_to_their_messages(store: Engine) -> No
     processor(store, poisoned).first_delivery([failed])
     make_due(store, [waiting, failed])
 
-    assert take_due(store, first=False) == [failed]
+    assert take_due(store, patience=20) == [failed]
+
+
+def test_but_not_for_ever(store: Engine) -> None:
+    (waiting,) = add(store, {})
+    make_due(store, [waiting], -21)
+
+    assert take_due(store, patience=20) == [waiting]
 
 
 def test_a_result_that_the_database_refuses_fails_alone(store: Engine) -> None:

@@ -44,9 +44,7 @@ def test_the_role_can_keep_partitions_and_retention(as_application: Engine) -> N
 def test_the_role_can_sweep(as_application: Engine) -> None:
     with as_application.begin() as connection:
         assert processing.try_sweep_lock(connection)
-        assert not processing.take_due(
-            connection, limit=10, again_after=1, max_attempts=5, first_deliveries=True
-        )
+        assert not processing.take_due(connection, limit=10, again_after=1, max_attempts=5)
 
 
 @pytest.mark.parametrize(

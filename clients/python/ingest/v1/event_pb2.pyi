@@ -68,7 +68,8 @@ class _PayloadFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payload
     PAYLOAD_FORMAT_STRUCT: _PayloadFormat.ValueType  # 1
     """As google.protobuf.Struct, which grpcurl shows as plain JSON. Where a Struct
     cannot carry the content exactly (a payload that is no object, more than 20
-    levels, integers beyond 2^53), the JSON form is given in its place.
+    levels, integers beyond 2^53), or would be too large (more than 50,000
+    values), the JSON form is given in its place.
     """
     PAYLOAD_FORMAT_JSON: _PayloadFormat.ValueType  # 2
     """As JSON text, cheap and exact."""
@@ -83,7 +84,8 @@ PAYLOAD_FORMAT_UNSPECIFIED: PayloadFormat.ValueType  # 0
 PAYLOAD_FORMAT_STRUCT: PayloadFormat.ValueType  # 1
 """As google.protobuf.Struct, which grpcurl shows as plain JSON. Where a Struct
 cannot carry the content exactly (a payload that is no object, more than 20
-levels, integers beyond 2^53), the JSON form is given in its place.
+levels, integers beyond 2^53), or would be too large (more than 50,000
+values), the JSON form is given in its place.
 """
 PAYLOAD_FORMAT_JSON: PayloadFormat.ValueType  # 2
 """As JSON text, cheap and exact."""
@@ -145,13 +147,14 @@ class EventInput(_message.Message):
     """
     payload_json: _builtins.str
     """The payload as JSON text (RFC 8259), for volume and exact numbers.
-    Integers must fit 64 bits, other numbers must be finite doubles, object
-    keys must not repeat, and no string may hold U+0000 or a lone surrogate.
+    Integers must fit 64 bits, other numbers must be finite doubles (-0.0 comes
+    back as 0.0), object keys must not repeat, and no string may hold U+0000 or
+    a lone surrogate.
     """
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
-        """When it happened by the producer's clock, from year 1 to year 9999. Absent
-        means the time of receipt.
+        """When it happened by the producer's clock, from year 1 on and not more than an
+        hour ahead. Absent means the time of receipt.
         """
 
     @_builtins.property
