@@ -15,6 +15,7 @@ from eventstore.engine import build_engine
 from eventstore.errors import storage_errors
 from eventstore.settings import Settings
 from ingest_service.auth import TokenVerifier, build_key_source
+from ingest_service.calls import OpenCalls
 from ingest_service.decode import EventDecoder
 from ingest_service.health import Health
 from ingest_service.intake import Intake
@@ -35,6 +36,8 @@ log = structlog.get_logger()
 _WRITERS = 1
 #: Part of the drain time after which open streams are told to go elsewhere.
 _STREAMS_SHARE = 0.7
+#: Seconds in which gRPC sends what was answered last.
+_STOP_SECONDS = 0.5
 #: Seconds in which the dispatcher sends what waits at the end; the sweeper finds the rest.
 _DISPATCH_STOP_SECONDS = 2.0
 
@@ -110,7 +113,8 @@ async def _server(
     limits = UserLimits(settings)
     servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits)
     health = Health(lambda: prober.read(_schema_is_current))
-    gate = Gate(TokenVerifier(settings, keys, revocations), reflection=settings.reflection)
+    calls = OpenCalls()
+    gate = Gate(TokenVerifier(settings, keys, revocations), calls, reflection=settings.reflection)
     server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
     dispatcher.start()
     intake.start()
@@ -128,12 +132,13 @@ async def _server(
         yield port
     finally:
         # Not ready first, so that a balancer looks elsewhere; then no new calls, and the open
-        # ones end; then what they handed in is committed, answered and dispatched.
+        # ones end; then what is left of the intake and of the dispatcher.
         await health.stop()
         told = settings.drain_seconds * _STREAMS_SHARE
         telling = asyncio.get_running_loop().call_later(told, servicer.end_streams)
-        await server.stop(settings.drain_seconds)
+        await calls.drain(settings.drain_seconds)
         telling.cancel()
+        await server.stop(_STOP_SECONDS)
         await intake.drain()
         await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
         for task in background:

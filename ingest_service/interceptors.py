@@ -12,6 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ingest.v1 import ingest_service_pb2
 from ingest_service.auth import TokenVerifier
+from ingest_service.calls import OpenCalls
 from ingest_service.decode import parse_message
 from ingest_service.errors import (
     IngestError,
@@ -59,9 +60,10 @@ class Gate(grpc.aio.ServerInterceptor):
     before any message is read, and what goes wrong anywhere becomes one of the table's statuses.
     """
 
-    def __init__(self, verifier: TokenVerifier, *, reflection: bool) -> None:
-        """Take the verifier, and whether reflection is open to everybody."""
+    def __init__(self, verifier: TokenVerifier, calls: OpenCalls, *, reflection: bool) -> None:
+        """Take the verifier, the count of open calls, and whether reflection is for everybody."""
         self._verifier = verifier
+        self._calls = calls
         self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
 
     async def intercept_service(
@@ -86,56 +88,65 @@ class Gate(grpc.aio.ServerInterceptor):
                 ]
             )
             principal.require_scope(SCOPES.get(name, ""))
+            self._calls.check()
         except IngestError as error:
             if isinstance(error, Unauthenticated):
                 log.info("call_unauthenticated", reason=error.reason, cause=error.cause)
             return _refusal(error)
-        return _bound(handler, principal, _REQUESTS[handler_call_details.method])
+        return self._bound(handler, principal, _REQUESTS[handler_call_details.method])
 
+    def _bound(self, handler: Any, principal: Principal, request: type[Message]) -> Handler:
+        """Return the handler with the caller bound to it.
 
-def _bound(handler: Any, principal: Principal, request: type[Message]) -> Handler:
-    """Return the handler with the caller bound to it.
-
-    It takes bytes: what is parsed here can be refused with a status of ours. The messages of a
-    stream are left to the servicer, which parses many of them at once.
-    """
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(
-            partial(_call_stream, handler.stream_unary, principal),
+        It takes bytes: what is parsed here can be refused with a status of ours. The messages of
+        a stream are left to the servicer, which parses many of them at once.
+        """
+        if handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                partial(self._call_stream, handler.stream_unary, principal),
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            partial(self._call_unary, handler.unary_unary, principal, request),
             response_serializer=handler.response_serializer,
         )
-    return grpc.unary_unary_rpc_method_handler(
-        partial(_call_unary, handler.unary_unary, principal, request),
-        response_serializer=handler.response_serializer,
-    )
 
+    async def _call_unary(
+        self,
+        behaviour: Behaviour,
+        principal: Principal,
+        request: type[Message],
+        wire: bytes,
+        context: Context,
+    ) -> Any:
+        current_principal.set(principal)
+        # None without a deadline, whatever the type stub says.
+        remaining: float | None = context.time_remaining()
+        if remaining is not None and remaining < _LEAST_REMAINING:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
+        self._calls.enter()
+        try:
+            return await behaviour(parse_message(request, wire), context)
+        except Exception as error:  # noqa: BLE001  # this is the one door
+            await _abort(context, error)
+        finally:
+            self._calls.leave()
 
-async def _call_unary(
-    behaviour: Behaviour,
-    principal: Principal,
-    request: type[Message],
-    wire: bytes,
-    context: Context,
-) -> Any:
-    current_principal.set(principal)
-    # None without a deadline, whatever the type stub says.
-    remaining: float | None = context.time_remaining()
-    if remaining is not None and remaining < _LEAST_REMAINING:
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
-    try:
-        return await behaviour(parse_message(request, wire), context)
-    except Exception as error:  # noqa: BLE001  # this is the one door
-        await _abort(context, error)
-
-
-async def _call_stream(
-    behaviour: Behaviour, principal: Principal, wires: AsyncIterator[bytes], context: Context
-) -> Any:
-    current_principal.set(principal)
-    try:
-        return await behaviour(wires, context)
-    except Exception as error:  # noqa: BLE001  # this is the one door
-        await _abort(context, error)
+    async def _call_stream(
+        self,
+        behaviour: Behaviour,
+        principal: Principal,
+        wires: AsyncIterator[bytes],
+        context: Context,
+    ) -> Any:
+        current_principal.set(principal)
+        self._calls.enter()
+        try:
+            return await behaviour(wires, context)
+        except Exception as error:  # noqa: BLE001  # this is the one door
+            await _abort(context, error)
+        finally:
+            self._calls.leave()
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
