@@ -13,7 +13,7 @@ import matplotlib as mpl  # type: ignore[import-not-found]  # lives in .venv-ben
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # type: ignore[import-not-found]  # after use()
+from matplotlib import pyplot as plt  # after use()
 
 _IN_FLIGHT = (1, 8, 64, 256)
 _PER_MESSAGE = (1, 10, 100)
