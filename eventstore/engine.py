@@ -1,6 +1,7 @@
 """Engines with every timeout set; nothing here connects."""
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _KEYED_OPTIONS = (
     "enable_mergejoin=off",
 )
 _SQLITE_BUSY_SECONDS = 5.0
+#: Whose turn it is to write, by database file.
+_TURNS: dict[str, threading.Lock] = {}
 
 
 def normalise_url(url: str) -> URL:
@@ -117,10 +120,33 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
         # FULL: a commit is on disk when it returns, as the promise says.
         connection.execute("PRAGMA synchronous=FULL")
 
+    turn = _TURNS.setdefault(url.database or "", threading.Lock())
+
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        # A transaction that first reads and then writes would otherwise fail at once, whatever
-        # the busy timeout, when another one wrote in between.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            return  # A read, which waits for nobody.
+        # SQLite lets one write at a time, and whoever waits only looks now and then whether it is
+        # its turn: with a worker in this process that is never. A lock wakes the next one.
+        if not turn.acquire(timeout=_SQLITE_BUSY_SECONDS):
+            raise TimeoutError("database is busy")
+        connection.info["turn"] = turn
+        try:
+            # A transaction that first reads and then writes would otherwise fail at once,
+            # whatever the busy timeout, when another one wrote in between.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        except BaseException:
+            _end_turn(connection)
+            raise
+
+    # Both come before the statement itself; the busy timeout covers what is left of it.
+    event.listen(engine, "commit", _end_turn)
+    event.listen(engine, "rollback", _end_turn)
 
     return engine
+
+
+def _end_turn(connection: Any) -> None:
+    turn = connection.info.pop("turn", None)
+    if turn is not None:
+        turn.release()

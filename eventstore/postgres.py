@@ -7,6 +7,7 @@ the values are UUIDs or numbers, because one long string binds faster than a lis
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -31,15 +32,18 @@ ON CONFLICT DO NOTHING
 RETURNING user_id::text, key
 """
 
-# The statements below drive the look-up by two lists, of users and of ids, and never by a join:
-# whatever PostgreSQL believes of the size of a partition, it can then only go through the primary
-# key, and opens no other partition than those of the ids. `status < 2` means PENDING: written
-# `= 1` it would make the sweeper's partial index eligible, which would be read from end to end.
+# The statements below drive the look-up by two lists, of users and of ids, and never by a join: so
+# PostgreSQL goes through the primary key and opens no other partition than those of the ids. While
+# it has no statistics of the day's new partition it may use the key for the users alone and filter
+# all of their events; the range of the ids keeps that to the events of the same moment.
+# `status < 2` means PENDING: written `= 1` it would make the sweeper's partial index eligible, which
+# would be read from end to end.
 _WAITING = """
 SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
        (SELECT u.email FROM users u WHERE u.id = e.user_id)
 FROM events e
 WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.id BETWEEN %s AND %s
   AND e.status < 2 AND e.attempts = 0 AND e.lease_token IS NULL
 """
 
@@ -48,6 +52,7 @@ UPDATE events e
 SET attempts = e.attempts + 1, lease_token = %s,
     next_attempt_at = statement_timestamp() + make_interval(secs => %s)
 WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.id BETWEEN %s AND %s
   AND e.status < 2 AND e.attempts = %s AND e.lease_token IS NULL
 RETURNING e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
           (SELECT u.email FROM users u WHERE u.id = e.user_id)
@@ -60,25 +65,31 @@ SET status = r.status, properties = nullif(r.properties, 'null'), processing_err
 FROM ROWS FROM (
   unnest(%s::uuid[]), unnest(%s::smallint[]), jsonb_array_elements(%s::jsonb), unnest(%s::text[])
 ) AS r (id, status, properties, error)
-WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[]) AND e.id = r.id
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.id BETWEEN %s AND %s AND e.id = r.id
   AND e.status < 2 AND e.lease_token IS NOT DISTINCT FROM %s
 """
 
 _END_LEASES = """
 UPDATE events e
 SET lease_token = NULL, next_attempt_at = statement_timestamp() + make_interval(secs => %s)
-WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[]) AND e.status < 2
+WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.id BETWEEN %s AND %s AND e.status < 2
 """
 
 _STATUSES = """
 SELECT e.user_id::text, e.id::text, e.status
 FROM events e
 WHERE e.user_id = ANY (%s::uuid[]) AND e.id = ANY (%s::uuid[])
+  AND e.id BETWEEN %s AND %s
 """
 
 #: The primary key is searched for each pair of a user and an id, of which most do not exist when
 #: the users are many; so a statement gets no more pairs than it can search in about 2 ms.
 _MOST_PAIRS = 4_096
+#: Milliseconds between two ids from which on they are looked up apart, so that the range of the ids
+#: of a statement is never much more than they are.
+_GAP_MS = 50
 
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
@@ -128,8 +139,8 @@ def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey,
     """Return the status of those events that exist."""
     return {
         EventKey(row[0], row[1]): EventStatus(row[2])
-        for users, ids in _lookups(keys)
-        for row in connection.exec_driver_sql(_STATUSES, (_array(users), _array(ids)))
+        for lookup in _lookups(keys)
+        for row in connection.exec_driver_sql(_STATUSES, lookup.arguments)
     }
 
 
@@ -137,8 +148,8 @@ def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEve
     """Return the rows that wait for their first delivery; others are left out."""
     return [
         _pending(row)
-        for users, ids in _lookups(keys)
-        for row in connection.exec_driver_sql(_WAITING, (_array(users), _array(ids)))
+        for lookup in _lookups(keys)
+        for row in connection.exec_driver_sql(_WAITING, lookup.arguments)
     ]
 
 
@@ -148,10 +159,8 @@ def lease(
     """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
     return [
         _pending(row)
-        for users, ids in _lookups(keys)
-        for row in connection.exec_driver_sql(
-            _LEASE, (token, seconds, _array(users), _array(ids), attempts)
-        )
+        for lookup in _lookups(keys)
+        for row in connection.exec_driver_sql(_LEASE, (token, seconds, *lookup.arguments, attempts))
     ]
 
 
@@ -159,19 +168,17 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
     """Write final states to rows that are PENDING under this token; returns how many were."""
     by_id = {result.key.id: result for result in results}
     written = 0
-    for users, ids in _lookups([result.key for result in results]):
-        part = [by_id[event_id] for event_id in ids]
-        id_array = _array(ids)
+    for lookup in _lookups([result.key for result in results]):
+        part = [by_id[event_id] for event_id in lookup.ids]
         written += connection.exec_driver_sql(
             _FINISH,
             (
-                id_array,
+                lookup.id_array,
                 _array(str(int(result.status)) for result in part),
                 # One JSON text: five hundred parameters would take longer to parse.
                 "[" + ",".join(result.properties or "null" for result in part) + "]",
                 [result.error for result in part] if any(r.error for r in part) else [],
-                _array(users),
-                id_array,
+                *lookup.arguments,
                 token,
             ),
         ).rowcount
@@ -180,22 +187,35 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
 
 def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
     """Take the rows from whoever held them, and leave them alone for `seconds`."""
-    for users, ids in _lookups(keys):
-        connection.exec_driver_sql(_END_LEASES, (seconds, _array(users), _array(ids)))
+    for lookup in _lookups(keys):
+        connection.exec_driver_sql(_END_LEASES, (seconds, *lookup.arguments))
 
 
-def _lookups(keys: Sequence[EventKey]) -> Iterator[tuple[list[str], list[str]]]:
-    """Split keys into the users and ids of one statement each; mostly there is only one user."""
+class _Lookup:
+    """Some users and some of their ids, close together in time: what one statement looks up."""
+
+    def __init__(self, users: Iterable[str], ids: Sequence[str]) -> None:
+        self.ids = ids
+        self.id_array = _array(ids)
+        #: The users, the ids, the smallest and the largest id; in the order of the statements.
+        self.arguments = (_array(users), self.id_array, ids[0], ids[-1])
+
+
+def _lookups(keys: Sequence[EventKey]) -> Iterator[_Lookup]:
+    """Split keys into statements; mostly it is one."""
     users: dict[str, None] = {}
     ids: list[str] = []
-    for key in sorted(keys):
-        users[key.user_id] = None
-        ids.append(key.id)
-        if len(users) > 1 and len(users) * len(ids) >= _MOST_PAIRS:
-            yield list(users), ids
+    last = 0
+    for user_id, event_id in sorted(keys, key=itemgetter(1)):
+        at = int(event_id[:8] + event_id[9:13], 16)
+        if ids and (at - last > _GAP_MS or len(users) * len(ids) >= _MOST_PAIRS > len(ids)):
+            yield _Lookup(users, ids)
             users, ids = {}, []
+        last = at
+        users[user_id] = None
+        ids.append(event_id)
     if ids:
-        yield list(users), ids
+        yield _Lookup(users, ids)
 
 
 def _array(values: Iterable[str]) -> str:
