@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from sqlalchemy import Connection, FunctionElement, select
@@ -62,6 +63,11 @@ class DatabaseClock:
     def unix_ms(self) -> int:
         """Return the time in milliseconds since 1970."""
         return int((time.monotonic() + self._offset) * 1000)
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether the database was ever asked."""
+        return isfinite(self._error)
 
     @property
     def stale(self) -> bool:

@@ -112,7 +112,7 @@ async def _server(
     intake = Intake(writing, settings, clock, dispatcher.dispatch)
     limits = UserLimits(settings)
     servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits)
-    health = Health(lambda: prober.read(_schema_is_current))
+    health = Health(lambda: prober.read(_is_ready, clock))
     calls = OpenCalls()
     gate = Gate(TokenVerifier(settings, keys, revocations), calls, reflection=settings.reflection)
     server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
@@ -162,5 +162,8 @@ async def _told_to_stop() -> None:
     log.info("draining")
 
 
-def _schema_is_current(connection: Connection) -> bool:
+def _is_ready(connection: Connection, clock: DatabaseClock) -> bool:
+    # Events are stamped before the intake first connects: not by this machine's wall clock.
+    if not clock.synchronised:
+        clock.synchronise(connection)
     return migrations.is_current(connection)
