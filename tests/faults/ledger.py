@@ -18,7 +18,7 @@ CREATE TABLE fault_ledger (
   attempts smallint, at timestamptz NOT NULL DEFAULT clock_timestamp(),
   backend text NOT NULL DEFAULT current_setting('application_name')
 );
-CREATE INDEX ON fault_ledger (user_id);
+CREATE INDEX ON fault_ledger (event_id);
 CREATE FUNCTION fault_note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
   INSERT INTO fault_ledger (user_id, event_id, old_status, new_status, attempts)
@@ -39,8 +39,8 @@ SELECT e.idempotency_key, e.id::text, e.status, e.attempts, e.processing_error,
        e.processed_at IS NOT NULL,
        coalesce(e.processed_at < e.received_at - interval '0.05 s', false),
        e.payload ->> 'key', coalesce((e.payload ->> 'other')::boolean, false),
-       (SELECT count(*) FROM fault_ledger l WHERE l.user_id = e.user_id AND l.event_id = e.id),
-       (SELECT count(*) FROM fault_ledger l WHERE l.user_id = e.user_id AND l.event_id = e.id
+       (SELECT count(*) FROM fault_ledger l WHERE l.event_id = e.id),
+       (SELECT count(*) FROM fault_ledger l WHERE l.event_id = e.id
                                               AND l.new_status < l.old_status)
 FROM events e JOIN users u ON u.id = e.user_id
 WHERE u.subject = %s
@@ -53,6 +53,7 @@ WHERE u.subject = %s AND e.status = 1
 
 _INSTALL_SQLITE = """
 CREATE TABLE IF NOT EXISTS fault_ledger (user_id, event_id, old_status, new_status, attempts);
+CREATE INDEX IF NOT EXISTS fault_ledger_event_id ON fault_ledger (event_id);
 CREATE TRIGGER IF NOT EXISTS fault_note AFTER UPDATE ON events
   WHEN NEW.status > 1 OR NEW.status < OLD.status
 BEGIN

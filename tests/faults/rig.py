@@ -140,8 +140,7 @@ class Rig:
         used = (self.server, *self.workers[: self._used_workers])
         for member in self.members:
             if member in used:
-                if not member.up:
-                    member.start()
+                member.ensure()
             elif member.started and member.up:
                 member.stop()
 

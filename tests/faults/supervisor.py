@@ -98,6 +98,13 @@ class Member:
         except AssertionError as error:
             raise AssertionError(f"{self.name}: {error}; {self._state.failures[-1:]}") from None
 
+    def ensure(self) -> None:
+        """Have the process running: wait for one that is being started again, or start it."""
+        if self._keep.is_set():
+            eventually(lambda: self.up, timeout=40, interval=_LOOK)
+        else:
+            self.start()
+
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
         """End the process by a signal, start no other, and return the exit code."""
         self._keep.clear()
@@ -165,6 +172,9 @@ class Member:
                 self._state.failures.append(str(error))
                 time.sleep(_AGAIN)
                 continue
+            if not self._keep.is_set():
+                process.kill_group()
+                break
             if code is not None:
                 self._state.restarts.append(Restart(died=died, ready=time.monotonic(), code=code))
             self._state.process = process

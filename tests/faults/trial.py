@@ -123,14 +123,20 @@ class Trial:
             tuple(entry for entry in found if entry.writer.startswith("unary"))
         ).milliseconds(share)
 
-    def violations(self, *, may_fail: Sequence[str] = (), allowed: Sequence[str] = ()) -> list[str]:
+    def violations(
+        self,
+        *,
+        may_fail: Sequence[str] = (),
+        allowed: Sequence[str] = (),
+        settle: float = SETTLE_SECONDS,
+    ) -> list[str]:
         """Stop the load, let everything settle, and return what is wrong."""
         for load in self.loads:
             if load.process.returncode is None:
                 load.stop()
         found = []
         try:
-            self.settle()
+            self.settle(settle)
         except AssertionError as error:
             found.append(f"not settled: {error}")
         history = self.history()

@@ -148,7 +148,8 @@ class Proxy:
 
     def accept(self) -> None:
         """Take connections again after `refuse`, on the same port."""
-        self._wait(self._listen(socket.create_server(("127.0.0.1", self.port), backlog=256)))
+        if self._server is None:
+            self._wait(self._listen(socket.create_server(("127.0.0.1", self.port), backlog=256)))
 
     def trap(self, pattern: bytes, point: Point, *, first: bytes = b"") -> Trap:
         """Set a trap for the first request from now on that contains `pattern`.
@@ -161,6 +162,7 @@ class Proxy:
 
     def heal(self) -> None:
         """Take every switch back, release every trap."""
+        self.accept()
         self.latency = self.lost_replies = 0.0
         self.bandwidth = 0
         traps, self._traps = self._traps, []
@@ -175,8 +177,8 @@ class Proxy:
 
     def close(self) -> None:
         """End the proxy and every connection."""
-        self.refuse()
         self.heal()
+        self.refuse()
         self.on_loop(self._loop.stop)
         self._thread.join(5)
         self._loop.close()

@@ -1,0 +1,314 @@
+"""Rows 33 to 38 and 40: backlog, poison, bad events, wrong clocks, limits, a lasting fault."""
+
+import json
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import grpc
+import psycopg2
+import pytest
+
+from ingest.v1.ingest_service_pb2 import (
+    BatchSubmitEventsRequest,
+    StreamEventsRequest,
+)
+from tests.faults.conftest import Case
+from tests.faults.ledger import execute, query
+from tests.faults.load import describe, make_event
+from tests.faults.rig import SERVICE, Rig, make_token
+from tests.faults.supervisor import Member
+from tests.faults.trial import Trial, resident
+from tests.kit.databases import fresh_database
+from tests.kit.processes import start_process
+
+_NOISE_MS = 50.0
+
+_BACKLOG = """
+INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,
+                    idempotency_key, payload)
+SELECT u.id,
+       (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint + n / 4096), 12, '0') || '7'
+        || lpad(to_hex(n %% 4096), 3, '0') || '8' || lpad(to_hex(n), 15, '0'))::uuid,
+       now(), now(), now() - interval '1 hour', 'fault.backlog', '', '', %s || '-backlog-' || n,
+       json_build_object('key', %s || '-backlog-' || n)
+FROM users u, generate_series(1, %s) AS n
+WHERE u.subject = %s
+"""
+_DUE = """
+EXPLAIN (ANALYZE, FORMAT JSON)
+SELECT user_id, id, attempts FROM events
+WHERE status = 1 AND next_attempt_at <= statement_timestamp()
+ORDER BY next_attempt_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+"""
+
+
+@pytest.mark.row(33, "backlog of open rows at the start")
+@pytest.mark.timeout(1200)
+def test_a_backlog_at_the_start(trial: Trial, rig: Rig, case: Case) -> None:
+    """The server is ready at once, live events hardly notice, and the sweeper reads an index."""
+    rows = case.count(30_000, 1_000_000)
+    trial.submit({})
+    load = trial.load()
+    time.sleep(2)
+    load.stop()
+    calm = trial.unary_ms()
+    for worker in rig.workers:
+        worker.stop()
+    with (
+        closing(psycopg2.connect(rig.url)) as connection,
+        connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(_BACKLOG, (trial.subject, trial.subject, rows, trial.subject))
+        assert cursor.rowcount == rows
+    for number in range(1, rows + 1):
+        trial.journal.note("trial", "new", f"{trial.subject}-backlog-{number}", "invoke")
+    plan = query(rig.url, _DUE)[0][0][0]
+    took = plan["Execution Time"]
+    rig.server.stop()
+    began = time.monotonic()
+    rig.server.start()
+    ready = time.monotonic() - began
+    for worker in rig.workers:
+        worker.start()
+    began = time.monotonic()
+    trial.load()
+    time.sleep(2)
+    ended = time.monotonic()
+    live = trial.unary_ms(began, ended)
+    for load in trial.loads:
+        if load.process.returncode is None:
+            load.stop()
+    trial.settle(600)
+    drained = time.monotonic() - began
+    trial.verdict()
+
+    case.note(
+        f"{rows} rows drained in {drained:.0f} s; server ready in {ready:.1f} s;"
+        f" sweep query {took:.0f} ms; p99 {calm:.0f} ms, then {live:.0f} ms"
+    )
+    assert ready <= 5
+    assert "Seq Scan" not in json.dumps(plan)
+    assert took <= 50
+    assert live <= max(2 * calm, calm + 2 * _NOISE_MS)
+
+
+@pytest.mark.row(34, "poison events: raise, crash, grow, loop")
+@pytest.mark.timeout(400)
+def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
+    """Each ends FAILED with a reason after its attempts, and takes no neighbour along."""
+    attempts = case.count(3, 5)
+    settings = {"INGEST_MAX_ATTEMPTS": str(attempts), "FAULTS_PLANT": "time-limit=1500"}
+    with rig.changed(*rig.workers, **settings), _memory_killer(rig, 400 << 20):
+        began = time.monotonic()
+        poison = [trial.submit({"fault": kind}) for kind in ("raise", "exit", "grow", "loop")]
+        load = trial.load()
+        time.sleep(3)
+        load.stop()
+        trial.settle(120)
+        took = time.monotonic() - began
+        trial.verdict(may_fail=[trial.keys[event_id] for event_id in poison])
+    rows = query(
+        rig.url,
+        "SELECT id::text, status, attempts, processing_error FROM events"
+        " WHERE id = ANY (%s::uuid[])",
+        poison,
+    )
+
+    case.note(
+        f"all final after {took:.0f} s and {attempts} attempts: {sorted({r[3] for r in rows})}"
+    )
+    assert {row[0]: row[1] for row in rows} == dict.fromkeys(poison, 4)
+    assert all(attempts - 1 <= row[2] <= attempts for row in rows)
+    assert took <= 120
+
+
+@pytest.mark.row(35, "one bad event among a thousand")
+def test_one_bad_event(trial: Trial, rig: Rig, case: Case) -> None:
+    """A batch is refused as a whole, a stream stores the others and names it: never between."""
+    execute(
+        rig.url,
+        "CREATE FUNCTION fault_refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '22000'; END $$",
+        "CREATE TRIGGER fault_refuse BEFORE INSERT ON events FOR EACH ROW"
+        " WHEN (NEW.type = 'fault.refused') EXECUTE FUNCTION fault_refuse()",
+    )
+    trial.load()
+    stub = trial.stub()
+    try:
+        for bad in ("", "fault.refused"):
+            prefix = f"{trial.subject}-{bad or 'edge'}"
+            events = [make_event(f"{prefix}-{number}") for number in range(1_000)]
+            events[500].type = bad
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.BatchSubmitEvents(
+                    BatchSubmitEventsRequest(events=events), metadata=trial.metadata, timeout=30
+                )
+            assert describe(refused.value) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+            assert not _stored(rig, prefix)
+            for event in events:
+                trial.journal.note("trial", "new", event.idempotency_key, "invoke")
+            answer = stub.StreamEvents(
+                iter(
+                    [StreamEventsRequest(events=events[i : i + 100]) for i in range(0, 1_000, 100)]
+                ),
+                metadata=trial.metadata,
+                timeout=30,
+            )
+            assert (answer.accepted, answer.rejected) == (999, 1)
+            assert [rejection.index for rejection in answer.rejections] == [500]
+            assert _stored(rig, prefix) == 999
+    finally:
+        execute(rig.url, "DROP TRIGGER fault_refuse ON events", "DROP FUNCTION fault_refuse")
+    trial.verdict()
+    case.note("at the edge and in the database: 0 of a batch, 999 of a stream")
+
+
+@pytest.mark.row(36, "wall clocks ten minutes off")
+@pytest.mark.parametrize("seconds", [600, -600])
+@pytest.mark.timeout(200)
+def test_wrong_clocks(trial: Trial, rig: Rig, case: Case, seconds: int) -> None:
+    """Leases, ids and receipts follow the database; only a token's life follows the server."""
+    if seconds < 0:
+        # To a clock that is behind, a token of now comes from the future: that is refused.
+        trial.token = make_token(trial.subject, issued=seconds)
+    with rig.changed(
+        rig.server, *rig.workers, FAULTS_PLANT=f"skew={seconds}", INGEST_MAX_ATTEMPTS="3"
+    ):
+        rig.server_lines[0].broker.refuse()  # recovery only: that is where leases are
+        slow = [trial.submit({"fault": "sleep", "seconds": 0.6}) for _ in range(5)]
+        trial.load()
+        time.sleep(case.count(4, 60))
+        rig.server_lines[0].broker.accept()
+        trial.verdict()
+    off = query(
+        rig.url,
+        "SELECT max(abs(extract(epoch FROM e.received_at - l.at)))::float,"
+        " max(e.attempts) FILTER (WHERE e.id = ANY (%s::uuid[]))"
+        " FROM events e JOIN fault_ledger l ON l.event_id = e.id"
+        " JOIN users u ON u.id = e.user_id WHERE u.subject = %s",
+        slow,
+        trial.subject,
+    )[0]
+
+    case.note(f"{seconds:+} s: received_at within {off[0]:.0f} s of the effect")
+    assert off[0] < 60
+    assert off[1] == 1, "a lease was taken back early"
+
+
+@pytest.mark.row(37, "few descriptors, little memory")
+@pytest.mark.timeout(200)
+def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
+    """The processes refuse or die and are started again; nothing is lost either way."""
+    load = trial.load(attempt_timeout=2.0)
+    time.sleep(1)
+    for member in (rig.server, rig.workers[0]):
+        for pid in member.pids():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+    sockets = []
+    for _ in range(80):
+        channel = grpc.insecure_channel(
+            rig.target(), options=(("grpc.use_local_subchannel_pool", 1),)
+        )
+        with suppress(grpc.FutureTimeoutError):
+            grpc.channel_ready_future(channel).result(0.05)
+        sockets.append(channel)
+    time.sleep(1)
+    for channel in sockets:
+        channel.close()
+    for pid in rig.workers[1].pids():
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + (4 << 20),) * 2)
+    time.sleep(case.count(3, 30))
+    load.stop()
+    for member in (rig.server, *rig.workers):
+        member.kill_and_wait()
+    history = trial.verdict(allowed=[r"Too many open files", r"OSError", r"MemoryError", r"EMFILE"])
+
+    case.note(f"{len(history.facts('unknown'))} attempts unknown")
+    if os.geteuid() == 0:
+        case.note("a limit of threads or of a cgroup's memory is not set: root is exempt from one,"
+                  " and a plain box gives no cgroup of its own")  # fmt: skip
+
+
+@pytest.mark.row(38, "everything started twice")
+@pytest.mark.timeout(200)
+def test_started_twice(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -> None:
+    """A second server on the port says so and ends; sweepers and migrations get along."""
+    trial.load()
+    lines = rig.server_lines[1]
+    environment = rig.environment(lines, INGEST_LISTEN=f"127.0.0.1:{rig.ports[0]}")
+    second = start_process([SERVICE, "serve"], tmp_path, env=environment)
+    assert second.wait(20) == 2
+    assert "INGEST_LISTEN" in second.stderr()
+    sweepers = [start_process([SERVICE, "sweep"], tmp_path, env=environment) for _ in range(3)]
+    assert [sweeper.wait(60) for sweeper in sweepers] == [0, 0, 0]
+    with fresh_database(rig.url) as empty:
+        migrators = [
+            start_process(
+                [SERVICE, "migrate"], tmp_path, env={**environment, "INGEST_DATABASE_URL": empty}
+            )
+            for _ in range(3)
+        ]
+        assert [migrator.wait(60) for migrator in migrators] == [0, 0, 0]
+    trial.verdict()
+    case.note(second.stderr().splitlines()[-1][:100])
+
+
+@pytest.mark.row(40, "a minority that never comes back")
+@pytest.mark.timeout(300)
+def test_a_lasting_fault(trial: Trial, rig: Rig, case: Case) -> None:
+    """One of two workers hangs for good, then Redis goes for good: the rest finishes."""
+    load = trial.load()
+    time.sleep(1)
+    rig.workers[1].signal_all(signal.SIGSTOP)
+    try:
+        time.sleep(case.count(4, 60))
+        rig.redis.kill()
+        time.sleep(case.count(3, 60))
+        load.stop()
+        drained = trial.settle(60)
+        trial.verdict()
+    finally:
+        rig.workers[1].signal_all(signal.SIGCONT)
+        rig.workers[1].kill_and_wait()
+    case.note(f"drained in {drained:.1f} s without them")
+
+
+def _stored(rig: Rig, prefix: str) -> int:
+    return int(
+        query(rig.url, "SELECT count(*) FROM events WHERE idempotency_key LIKE %s", f"{prefix}-%")[
+            0
+        ][0]
+    )
+
+
+@contextmanager
+def _memory_killer(rig: Rig, limit: int) -> Iterator[None]:
+    """Do what the kernel does when memory ends: SIGKILL for the process that has too much."""
+    stopped = threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(0.1):
+            for pid in _pids(rig.workers):
+                if resident([pid]) > limit:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        watcher.join()
+
+
+def _pids(members: "list[Member]") -> list[int]:
+    return [pid for member in members if member.started for pid in member.pids()]
