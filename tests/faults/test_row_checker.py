@@ -82,7 +82,7 @@ def _poison(trial: Trial, rig: Rig) -> Sequence[str]:
 def _slow_recovery(trial: Trial, rig: Rig) -> Sequence[str]:
     """Slow events take the recovery path, on workers whose clock is ahead."""
     rig.server_lines[0].broker.refuse()
-    ids = [trial.submit({"fault": "sleep", "seconds": 1.2}) for _ in range(2)]
+    ids = [trial.submit({"fault": "sleep", "seconds": 0.9}) for _ in range(2)]
     found = trial.violations(settle=_SETTLE * 2)
     attempts = query(rig.url, "SELECT max(attempts) FROM events WHERE id = ANY (%s::uuid[])", ids)
     if attempts[0][0] > 1:

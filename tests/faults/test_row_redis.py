@@ -165,7 +165,7 @@ def test_failures_without_a_broker(trial: Trial, rig: Rig, case: Case, tmp_path:
     time.sleep(1)
     rig.redis.start()
     trial.verdict()
-    failures = Counter(line["event_id"] for line in trial.logs.lines("event_failed"))
+    failures = Counter(line["event_id"] for line in trial.logs.lines("event_postponed"))
     rows = query(
         rig.url, "SELECT id::text, status, attempts FROM events WHERE id = ANY (%s::uuid[])", ids
     )

@@ -1,7 +1,7 @@
 """Bugs and oddities that FAULTS_PLANT switches on, each as patches of one or more modules.
 
 A plant takes the text after its `=` and returns (module, patch) pairs; a patch runs right after
-the module was imported. The bugs are what the suite must catch; `skew` and `time-limit` are tools.
+the module was imported. The bugs are what the suite must catch; `skew` is a tool.
 """
 
 import threading
@@ -197,15 +197,6 @@ def skew(text: str) -> Patches:
     return [("jwt.api_jwt", patch), ("ingest_service.interceptors", patch_deadlines)]
 
 
-def time_limit(text: str) -> Patches:
-    """Gives a message so many milliseconds; no bug."""
-
-    def patch(runtime: Any) -> None:
-        runtime._TIME_LIMIT_MS = int(text)
-
-    return [("worker.runtime", patch)]
-
-
 PLANTS: dict[str, Callable[[str], Patches]] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
@@ -220,6 +211,5 @@ PLANTS: dict[str, Callable[[str], Patches]] = {
         no_final_guard,
         asynchronous_commit,
         skew,
-        time_limit,
     )
 }
