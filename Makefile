@@ -19,11 +19,12 @@ install-dev: ## make or refresh .venv with everything for development
 
 test: install-dev ## run the tests against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
 	@scripts/test-services
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --ignore=tests/faults $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
-test-faults: install-dev ## kill, stop and cut things while events are coming in
+test-faults: install-dev ## every row of the fault table (PYTEST_ARGS="--faults-long": full counts)
 	@scripts/test-services
-	@$(BIN)/python -m pytest tests/faults $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest tests/faults --faults $(PYTEST_ARGS) \
+		--ignore=tests/faults/test_smoke.py --ignore=tests/faults/test_life.py
 
 check: lint types imports proto generated requirements audit deploy ## everything short of running the tests
 
