@@ -35,7 +35,7 @@ class _Holder(NamedTuple):
     event_id: str
     fingerprint: bytes
     received_at: datetime
-    status: EventStatus
+    status: EventStatus | None
 
 
 def accept(
@@ -168,8 +168,8 @@ def _read_holders(connection: Connection, keys: Sequence[Key]) -> dict[Key, _Hol
             row.event_id,
             bytes(row.fingerprint),
             row.received_at,
-            # Retention may have dropped the event and kept the key: it was final then.
-            status.get(EventKey(row.user_id, row.event_id), EventStatus.PROCESSED),
+            # None when retention has dropped the event and kept the key.
+            status.get(EventKey(row.user_id, row.event_id)),
         )
         for row in found
     }

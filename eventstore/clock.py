@@ -60,10 +60,6 @@ class DatabaseClock:
         """Return the time, aware, in UTC."""
         return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
 
-    def unix_ms(self) -> int:
-        """Return the time in milliseconds since 1970."""
-        return int((time.monotonic() + self._offset) * 1000)
-
     @property
     def synchronised(self) -> bool:
         """Whether the database was ever asked."""

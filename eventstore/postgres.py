@@ -36,8 +36,8 @@ RETURNING user_id::text, key
 # PostgreSQL goes through the primary key and opens no other partition than those of the ids. While
 # it has no statistics of the day's new partition it may use the key for the users alone and filter
 # all of their events; the range of the ids keeps that to the events of the same moment.
-# `status < 2` means PENDING: written `= 1` it would make the sweeper's partial index eligible, which
-# would be read from end to end.
+# `status < 2` means PENDING: written `= 1` it would make the sweeper's partial index eligible,
+# which would be read from end to end.
 _WAITING = """
 SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
        (SELECT u.email FROM users u WHERE u.id = e.user_id)

@@ -12,6 +12,7 @@ event final once, whoever else works on it.
 
 from collections.abc import Sequence
 
+import structlog
 from sqlalchemy import Connection, func, literal, or_, select, text, update
 
 from eventstore.bulk import bulk
@@ -25,6 +26,8 @@ from eventstore.values import (
     PendingEvent,
     Postponed,
 )
+
+log = structlog.get_logger()
 
 #: Any number, the same in every process that sweeps one database.
 _SWEEP_LOCK = 0x1A6E57
@@ -139,4 +142,5 @@ def take_due(
                 processing_error=func.coalesce(events.c.processing_error, literal(_UNFINISHED)),
             )
         )
+        log.info("event_failed", event_id=event.key.id, reason=_UNFINISHED)
     return remaining

@@ -164,15 +164,15 @@ def _window(filters: Filters) -> list[ColumnElement[bool]]:
         ]
     if filters.received_before is not None:
         bounds += [
-            events.c.id < first_id_of(filters.received_before + timedelta(milliseconds=1)),
+            events.c.id < first_id_of(filters.received_before, after=1),
             events.c.received_at < filters.received_before,
         ]
     return bounds
 
 
-def first_id_of(moment: datetime) -> str:
-    """Return the smallest UUID version 7 of the millisecond that `moment` is in."""
-    milliseconds = max(0, (moment - _EPOCH) // timedelta(milliseconds=1))
+def first_id_of(moment: datetime, *, after: int = 0) -> str:
+    """Return the smallest UUID version 7 of the millisecond of `moment`, or of some after it."""
+    milliseconds = max(0, (moment - _EPOCH) // timedelta(milliseconds=1) + after)
     return str(UUID(int=min(milliseconds, _MAX_MILLISECONDS) << 80))
 
 

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: RFC 7518 section 3.2: an HS256 key is at least as long as the hash, 256 bits.
 MIN_JWT_SECRET_BYTES = 32
+_LARGEST_PORT = 65_535
 #: What a database URL starts with (see engine.normalise_url).
 _DATABASES = ("postgresql://", "postgres://", "postgresql+psycopg2://", "sqlite://")
 
@@ -26,7 +27,11 @@ class Settings(BaseSettings):
     """The settings, each read from `INGEST_` plus its name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INGEST_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="INGEST_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
     )
 
     database_url: SecretStr | None = Field(
@@ -37,7 +42,11 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path(".ingest"), description="where `dev` keeps database and secret")
 
-    listen: Text = Field("127.0.0.1:50051", description="address and port of the gRPC server")
+    listen: Text = Field(
+        "127.0.0.1:50051",
+        pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):[0-9]{1,5}$",
+        description="address and port of the gRPC server",
+    )
     processes: int = Field(1, ge=1, le=64, description="server processes sharing the port")
     reflection: bool = Field(default=False, description="answer gRPC reflection, without a token")
     tls_cert_file: Path | None = Field(None, description="PEM certificate chain; switches TLS on")
@@ -144,6 +153,8 @@ class Settings(BaseSettings):
     def _agree(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE together")
+        if int(self.listen.rpartition(":")[2]) > _LARGEST_PORT:
+            raise ValueError("set INGEST_LISTEN to a port of 0 to 65535")
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise ValueError("INGEST_TLS_CLIENT_CA_FILE also needs INGEST_TLS_CERT_FILE")
         secret = self.jwt_secret

@@ -81,7 +81,8 @@ class Duplicate(NamedTuple):
 
     event_id: str
     received_at: datetime
-    status: EventStatus
+    #: None when the event is no longer there.
+    status: EventStatus | None
 
 
 class KeyConflict(NamedTuple):

@@ -22,6 +22,7 @@ from ingest_service.intake import Intake
 from ingest_service.interceptors import Gate
 from ingest_service.jwks import JwkSet
 from ingest_service.limits import UserLimits
+from ingest_service.offload import Offload
 from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
 from ingest_service.server import build_server
@@ -32,6 +33,8 @@ from worker.runtime import Runtime
 
 log = structlog.get_logger()
 
+#: Large messages that wait to be decoded.
+_WAITING_MESSAGES = 64
 #: Connections of the intake's writer.
 _WRITERS = 1
 #: Part of the drain time after which open streams are told to go elsewhere.
@@ -111,7 +114,8 @@ async def _server(
     dispatcher = BackgroundDispatcher(Dispatcher(broker, chunk_rows=settings.chunk_rows))
     intake = Intake(writing, settings, clock, dispatcher.dispatch)
     limits = UserLimits(settings)
-    servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits)
+    offload = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES)
+    servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits, offload)
     health = Health(lambda: prober.read(_is_ready, clock))
     calls = OpenCalls()
     gate = Gate(TokenVerifier(settings, keys, revocations), calls, reflection=settings.reflection)
@@ -143,7 +147,7 @@ async def _server(
         await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
         for task in background:
             task.cancel()
-        for part in (reader, prober):
+        for part in (reader, prober, offload):
             await asyncio.to_thread(part.close)
         for engine in (writing, reading, probing):
             engine.dispose()

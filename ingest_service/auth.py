@@ -190,6 +190,10 @@ def issue_token(
     """Sign a token with the HS256 secret; raises SettingsError when there is none."""
     if settings.jwt_algorithm != "HS256" or settings.jwt_secret is None:
         raise SettingsError("tokens are signed here only with HS256: set INGEST_JWT_SECRET")
+    if not _PRINTABLE.fullmatch(subject):
+        raise SettingsError("the subject must be 1 to 255 characters, no control characters")
+    if email and not _EMAIL.fullmatch(email):
+        raise SettingsError("the e-mail address must be 3 to 320 characters with an @, no blanks")
     now = int(time.time())
     claims = {
         "iss": settings.jwt_issuer,

@@ -20,6 +20,13 @@ from eventstore.settings import Settings, SettingsError
 #: Seconds, minutes, hours, days.
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DEV_TOKEN_HOURS = 24
+_SCOPES = frozenset({"events:write", "events:read", "events:admin"})
+
+
+class _WrongSettings(click.ClickException):
+    """One line, and the exit code of wrong usage."""
+
+    exit_code = 2
 
 
 class _Commands(click.Group):
@@ -29,7 +36,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SettingsError as error:
-            raise click.UsageError(str(error), ctx) from None
+            raise _WrongSettings(str(error)) from None
         except StorageError as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
 
@@ -51,7 +58,12 @@ def dev() -> None:
     Example: INGEST_LISTEN=127.0.0.1:50051 INGEST_DATA_DIR=./data ingest-service dev
     """
     settings = Settings.load(reflection=True)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if settings.tls_cert_file is not None:
+        raise SettingsError("`dev` speaks no TLS: unset INGEST_TLS_CERT_FILE, or use `serve`")
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"set INGEST_DATA_DIR to a folder: {error.strerror}") from None
     if settings.jwt_secret is None and settings.jwt_algorithm == "HS256":
         settings = Settings.load(reflection=True, jwt_secret=_own_secret(settings.data_dir))
     configure_logs(settings.log_level)
@@ -77,8 +89,10 @@ def serve() -> None:
 
         sys.exit(supervise(settings.processes, [sys.executable, "-m", "ingest_service", "serve"]))
     from ingest_service.app import serve as run
-    from ingest_service.supervisor import is_supervised
+    from ingest_service.supervisor import end_with_parent, is_supervised
 
+    if is_supervised():
+        end_with_parent()
     _run(lambda: run(settings, reuse_port=is_supervised(), on_ready=lambda _port: None))
 
 
@@ -163,6 +177,9 @@ def token(subject: str, email: str, scopes: tuple[str, ...], ttl_seconds: int) -
             f"--ttl is at most {settings.jwt_max_ttl_seconds}s (INGEST_JWT_MAX_TTL_SECONDS)"
         )
     scopes = tuple(name for scope in scopes for name in scope.split())
+    unknown = set(scopes) - _SCOPES
+    if unknown:
+        raise click.UsageError(f"--scope must be of {', '.join(sorted(_SCOPES))}")
     click.echo(
         issue_token(settings, subject=subject, email=email, scopes=scopes, ttl_seconds=ttl_seconds)
     )
@@ -251,6 +268,15 @@ def _reachable(listen: str) -> str:
     return re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "127.0.0.1", listen)
 
 
+def _buf() -> str:
+    """Return the buf command: the one beside this interpreter, which `make run` installs."""
+    installed = Path(sys.executable).parent / "buf"
+    if not installed.exists():
+        return "buf"
+    here = Path.cwd()
+    return str(installed.relative_to(here) if installed.is_relative_to(here) else installed)
+
+
 def _secret_file(data_dir: Path) -> Path:
     return data_dir / "jwt_secret"
 
@@ -258,11 +284,12 @@ def _secret_file(data_dir: Path) -> Path:
 def _own_secret(data_dir: Path) -> str:
     """Return the secret in the data directory, made at the first start."""
     file = _secret_file(data_dir)
-    try:
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as new:
-            new.write(secrets.token_urlsafe(48))
-    except FileExistsError:
-        pass
+    if not file.exists():
+        # Complete or not there at all, whatever happens meanwhile.
+        new = file.with_suffix(".new")
+        with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as opened:
+            opened.write(secrets.token_urlsafe(48))
+        new.rename(file)
     return file.read_text().strip()
 
 
@@ -283,13 +310,13 @@ def _greet(settings: Settings, port: int) -> None:
         ttl_seconds=min(_DEV_TOKEN_HOURS * 3_600, settings.jwt_max_ttl_seconds),
     )
     event = '{"event": {"type": "page.viewed", "payload": {"page": " /home ", "duration": "3.5"}}}'
-    click.echo(f"export INGEST_TOKEN={bearer}\n")
+    click.echo(f"export INGEST_TARGET={address} INGEST_TOKEN={bearer}\n")
     click.echo(
         f"grpcurl -plaintext -H \"authorization: Bearer {bearer}\" -d '{event}' {address}"
         " ingest.v1.IngestService/SubmitEvent\n"
     )
     click.echo(
-        "buf curl --protocol grpc --http2-prior-knowledge"
+        f"{_buf()} curl --protocol grpc --http2-prior-knowledge"
         f" -H \"authorization: Bearer {bearer}\" -d '{event}'"
         f" http://{address}/ingest.v1.IngestService/SubmitEvent\n"
     )

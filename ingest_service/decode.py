@@ -26,6 +26,11 @@ MAX_TEXT_BYTES = 255
 MAX_ATTRIBUTES = 64
 MAX_ATTRIBUTE_KEY_BYTES = 64
 MAX_ATTRIBUTE_BYTES = 1_024
+#: Bytes of payload and attributes as compact JSON, so that the event can be read back in one
+#: message of 4 MiB, which is what a client takes unless it says otherwise.
+MAX_EVENT_BYTES = (4 << 20) - (16 << 10)
+#: So many characters are never more bytes than that.
+_SURELY_FITS = MAX_EVENT_BYTES // 4
 #: How far a producer's clock may be ahead.
 MAX_AHEAD = timedelta(hours=1)
 
@@ -144,6 +149,11 @@ def _decode(event: EventInput, user_id: str, event_id: str, now: datetime) -> Ne
         occurred_at = _decode_occurred_at(event.occurred_at, now, violations)
     value, payload = _decode_payload(event, violations)
     attributes = _decode_attributes(event.attributes, violations) if event.attributes else ""
+    if len(payload) + len(attributes) > _SURELY_FITS:
+        size = len(payload.encode()) + len(attributes.encode())
+        if size > MAX_EVENT_BYTES:
+            allowed = f"payload and attributes must be at most {MAX_EVENT_BYTES} bytes together"
+            violations.append(Violation("payload", allowed))
     if violations:
         raise FieldInvalid(violations)
     fingerprint = b""

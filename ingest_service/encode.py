@@ -110,8 +110,8 @@ def _fill(struct: Struct, value: Mapping[str, Any]) -> None:
     struct.update(value)
 
 
-def _status(status: EventStatus) -> event_pb2.EventStatus.ValueType:
-    return event_pb2.EventStatus.ValueType(int(status))
+def _status(status: EventStatus | None) -> event_pb2.EventStatus.ValueType:
+    return event_pb2.EventStatus.ValueType(int(status or 0))
 
 
 def _timestamp(moment: datetime) -> Timestamp:

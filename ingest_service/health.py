@@ -30,6 +30,7 @@ class Health:
         self.servicer = HealthServicer()
         self._check = check
         self._ready: bool | None = None
+        self._is_stopped = False
 
     async def run(self) -> None:
         """Look at the database again and again, until cancelled."""
@@ -46,13 +47,15 @@ class Health:
         except Exception as error:  # noqa: BLE001  # whatever it is, the answer is no
             log.debug("health_check_failed", error=type(error).__name__)
             ready = False
-        await self._tell(ready)
+        if not self._is_stopped:
+            await self._tell(ready=ready)
 
     async def stop(self) -> None:
-        """Say NOT_SERVING from now on, for good."""
-        await self.servicer.enter_graceful_shutdown()
+        """Say that this server is not ready from now on, for good; it is alive to its end."""
+        self._is_stopped = True
+        await self._tell(ready=False)
 
-    async def _tell(self, ready: bool) -> None:  # noqa: FBT001  # private, and there is no other
+    async def _tell(self, *, ready: bool) -> None:
         if ready is self._ready:
             return
         self._ready = ready

@@ -26,6 +26,9 @@ _MAX_EXPANSION = 4
 #: Digits of the longest double.
 _LONGEST_EXPANSION = 309
 
+#: Characters of a text in which the place of what is wrong is looked for; it takes a second for
+#: each million values.
+_FOUND_IN = 64 << 10
 #: Characters of a path and of one key in it, as they are shown to the caller.
 _LONGEST_PATH = 200
 _LONGEST_KEY = 60
@@ -43,6 +46,8 @@ _TOO_DEEP = f"must not be nested deeper than {MAX_DEPTH} levels"
 _NUL = "must not contain U+0000"
 _BAD_NUMBER = "must be a 64-bit integer or a finite double"
 _REPEATED = "must not repeat a key"
+#: An escaped U+0000, and not a backslash that is followed by "u0000".
+_ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _EXPANDS = "holds too many numbers with large exponents"
 
 
@@ -90,7 +95,9 @@ def check(value: Any, compact: str) -> None:
     """Raise JsonRefused when a parsed value, with its compact text, cannot be stored."""
     if compact.count("{") + compact.count("[") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise JsonRefused("", _TOO_DEEP)
-    if "\\u0000" in compact:
+    if "\\u0000" in compact and _ESCAPED_NUL.search(compact):
+        if len(compact) > _FOUND_IN:
+            raise JsonRefused("", _NUL)
         for trail, found in _walk(value):
             key = trail[1] if trail else None
             if any(isinstance(text, str) and "\0" in text for text in (key, found)):
@@ -117,10 +124,22 @@ def _keys_repeat(text: str, compact: str) -> bool:
 
 def _examine(text: str) -> None:
     """Parse again, slowly, and find the first value that would not come back as it was sent."""
+    bad: list[_Bad] = []
+
+    def note(value: Any) -> Any:
+        if isinstance(value, _Bad):
+            bad.append(value)
+        return value
+
     value = json.loads(
-        text, parse_int=_parse_int, parse_float=_parse_float, object_pairs_hook=_parse_object
+        text,
+        parse_int=lambda number: note(_parse_int(number)),
+        parse_float=lambda number: note(_parse_float(number)),
+        object_pairs_hook=lambda pairs: note(_parse_object(pairs)),
     )
-    for trail, found in _walk(value):
+    if bad and len(text) > _FOUND_IN:
+        raise JsonRefused("", bad[0].description)
+    for trail, found in _walk(value) if bad else ():
         if isinstance(found, _Bad):
             raise JsonRefused(_path(trail), found.description)
 

@@ -1,15 +1,15 @@
-"""Runs blocking reads in a small, bounded set of threads."""
+"""Answers queries in threads, and bounds how long a caller waits."""
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Connection, Engine
 
 from eventstore.errors import StorageError, storage_errors
-from ingest_service.errors import Overloaded, StorageUnavailable
+from ingest_service.errors import StorageUnavailable
+from ingest_service.offload import Offload
 
 log = structlog.get_logger()
 
@@ -28,8 +28,7 @@ class Reader:
     def __init__(self, engine: Engine, *, threads: int) -> None:
         """Take an engine whose pool has a connection for each thread."""
         self._engine = engine
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="reader")
-        self._free = threads * _WAITING_PER_THREAD
+        self._threads = Offload("reader", threads=threads, waiting=_WAITING_PER_THREAD)
 
     async def read(
         self,
@@ -42,16 +41,9 @@ class Reader:
         Raises Overloaded when too many wait already, StorageUnavailable when the database does
         not answer.
         """
-        if self._free == 0:
-            raise Overloaded
-        self._free -= 1
-        loop = asyncio.get_running_loop()
-        # Counted when the thread is done, not when the caller is: it may leave early.
-        future = loop.run_in_executor(self._executor, lambda: self._run(query, *args, **kwargs))
-        future.add_done_callback(self._release)
         try:
             async with asyncio.timeout(_LONGEST_WAIT):
-                return await asyncio.shield(future)
+                return await self._threads.run(lambda: self._run(query, *args, **kwargs))
         except TimeoutError:
             log.warning("storage_unavailable", error="no answer in time")
             raise StorageUnavailable from None
@@ -61,7 +53,7 @@ class Reader:
 
     def close(self) -> None:
         """Let running reads end and take no more."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._threads.close()
 
     def _run(
         self,
@@ -70,12 +62,7 @@ class Reader:
         **kwargs: P.kwargs,
     ) -> T:
         with storage_errors(), self._engine.connect() as connection:
-            # One statement reads one snapshot: no transaction is needed, nor its round trips.
+            # Each statement has its own snapshot, and a reader can live with that; a transaction
+            # would cost two more round trips.
             connection.execution_options(isolation_level="AUTOCOMMIT")
             return query(connection, *args, **kwargs)
-
-    def _release(self, future: "asyncio.Future[T]") -> None:
-        self._free += 1
-        if not future.cancelled():
-            # Whoever left early does not look at it.
-            future.exception()

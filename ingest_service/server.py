@@ -1,5 +1,6 @@
 """The gRPC server: options, credentials, services; no limit is left to a default."""
 
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,19 @@ class _Certificates:
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
     try:
+        # gRPC would blame the address for a file that it cannot use.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            str(settings.tls_cert_file), str(settings.tls_key_file)
+        )
         certificates = _Certificates(settings)
         return grpc.dynamic_ssl_server_credentials(
             certificates.load(),
             certificates.reload,
             require_client_authentication=settings.tls_client_ca_file is not None,
         )
+    except ssl.SSLError:
+        raise SettingsError(
+            "INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE must be a PEM certificate and its key"
+        ) from None
     except OSError as error:
         raise SettingsError(f"TLS file cannot be read: {error.filename}") from None

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -30,6 +30,7 @@ from ingest_service.errors import (
 from ingest_service.idle import IdleWatch, idle_watch
 from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
+from ingest_service.offload import Offload
 from ingest_service.pagetokens import make_page_token, read_page_token
 from ingest_service.principal import Principal, current_principal
 from ingest_service.reader import Reader
@@ -40,6 +41,9 @@ log = structlog.get_logger()
 MAX_BATCH = 1_000
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
+#: Bytes of a message from which on decoding could stop the event loop for too long: the slowest
+#: text takes a second for each megabyte.
+_LARGE = 64 << 10
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -48,13 +52,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     """Implements the stage-A calls; whoever calls is in `current_principal`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # each is another thing
         self,
         settings: Settings,
         intake: Intake,
         decoder: EventDecoder,
         reader: Reader,
         limits: UserLimits,
+        offload: Offload,
     ) -> None:
         """Take collaborators."""
         self._settings = settings
@@ -62,6 +67,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._decoder = decoder
         self._reader = reader
         self._limits = limits
+        self._offload = offload
         self._open: set[IdleWatch] = set()
         self._is_draining = False
 
@@ -71,9 +77,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         """Store one event."""
         if not request.HasField("event"):
             raise FieldInvalid([Violation("event", "is required")])
-        submission = self._decoder.submission(
-            [request.event], user=_caller().user, field="event", size=request.ByteSize()
-        )
+        submission = await self._decoded([request.event], "event", request.ByteSize())
         receipts = await self._store(submission, "event")
         return pb.SubmitEventResponse(receipt=receipts[0])
 
@@ -83,9 +87,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         """Store all events or none."""
         if not 1 <= len(request.events) <= MAX_BATCH:
             raise FieldInvalid([Violation("events", f"must hold 1 to {MAX_BATCH} events")])
-        submission = self._decoder.submission(
-            request.events, user=_caller().user, field="events[{}]", size=request.ByteSize()
-        )
+        submission = await self._decoded(request.events, "events[{}]", request.ByteSize())
         receipts = await self._store(submission, "events[{}]")
         return pb.BatchSubmitEventsResponse(receipts=receipts)
 
@@ -94,7 +96,9 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> pb.StreamEventsResponse:
         """Store the events of a stream as they come."""
         principal = _caller()
-        stream = StreamIntake(self._intake, self._decoder, principal.user, self._limits)
+        stream = StreamIntake(
+            self._intake, self._decoder, principal.user, self._limits, self._offload
+        )
         ends_at = time.monotonic() + self._settings.stream_max_seconds
         with self._limits.stream(principal.user.id):
             try:
@@ -104,8 +108,12 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                     while (wire := await context.read()) is not grpc.aio.EOF:
                         idle.note()
                         principal.require_alive()
-                        if stream.take(wire):
-                            # Not reading is what slows the client down (HTTP/2 flow control).
+                        # Not reading is what slows the client down (HTTP/2 flow control).
+                        if len(wire) > _LARGE:
+                            with idle.paused():
+                                await stream.take_large(wire)
+                                await stream.wait()
+                        elif stream.take(wire):
                             with idle.paused():
                                 await stream.wait()
                         if time.monotonic() >= ends_at:
@@ -136,16 +144,16 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         lookup = request.WhichOneof("lookup")
         if lookup is None:
             raise FieldInvalid([Violation("lookup", "event_id or idempotency_key is required")])
-        payload_format = _payload_format(request.payload_format)
-        if lookup == "event_id":
-            if not _UUID.fullmatch(request.event_id):
-                raise FieldInvalid([Violation("event_id", "must be a UUID in canonical form")])
-            event_id: str | None = request.event_id.lower()
-        else:
-            violations: list[Violation] = []
+        violations: list[Violation] = []
+        payload_format = _payload_format(request.payload_format, violations)
+        if lookup == "idempotency_key":
             check_text("idempotency_key", request.idempotency_key, violations, required=True)
-            if violations:
-                raise FieldInvalid(violations)
+        elif not _UUID.fullmatch(request.event_id):
+            violations.append(Violation("event_id", "must be a UUID in canonical form"))
+        if violations:
+            raise FieldInvalid(violations)
+        event_id: str | None = request.event_id.lower()
+        if lookup == "idempotency_key":
             event_id = await self._reader.read(
                 reading.find_event_id, user_id, request.idempotency_key
             )
@@ -171,9 +179,9 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         check_text("source", request.source, violations, required=False)
         after = _time(request, "received_after", violations)
         before = _time(request, "received_before", violations)
+        payload_format = _payload_format(request.payload_format, violations)
         if violations:
             raise FieldInvalid(violations)
-        payload_format = _payload_format(request.payload_format)
         filters = Filters(
             status=EventStatus(request.status) if request.status else None,
             type=request.type,
@@ -240,6 +248,17 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._limits.read(user_id)
         return user_id
 
+    async def _decoded(
+        self, events: Sequence[event_pb2.EventInput], field: str, size: int
+    ) -> Submission:
+        """Decode the events of an atomic call, in a thread when that may take long."""
+        user = _caller().user
+        if size > _LARGE:
+            return await self._offload.run(
+                self._decoder.submission, events, user=user, field=field, size=size
+            )
+        return self._decoder.submission(events, user=user, field=field, size=size)
+
     async def _store(self, submission: Submission, field: str) -> list[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it."""
         self._limits.submit(submission.user.id, events=len(submission.events), size=submission.size)
@@ -263,9 +282,9 @@ def _raise_refusals(verdicts: Verdicts, field: str) -> None:
             raise FieldInvalid([Violation(field.format(index), verdict.reason)])
 
 
-def _payload_format(value: int) -> int:
+def _payload_format(value: int, violations: list[Violation]) -> int:
     if value not in event_pb2.PayloadFormat.values():
-        raise FieldInvalid([Violation("payload_format", "must be a known PayloadFormat")])
+        violations.append(Violation("payload_format", "must be a known PayloadFormat"))
     return value
 
 

@@ -1,7 +1,7 @@
 """One client stream: gathers while the group before commits, and sums up at the end."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ingest_service.encode import encode_receipt
 from ingest_service.errors import FieldInvalid, IdempotencyConflict, IngestError, Violation
 from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
+from ingest_service.offload import Offload
 
 #: As the contract says.
 MAX_RECEIPTS = 10_000
@@ -26,6 +27,10 @@ _GATHERED_MESSAGES = 1_000
 _GATHERED_BYTES = 256 << 10
 #: Seconds after which a stream that waits for its user's share looks again.
 _LONGEST_SLEEP = 1.0
+
+
+#: Violations by position.
+Refused = Mapping[int, Sequence[Violation]]
 
 
 class _Group(NamedTuple):
@@ -42,13 +47,19 @@ class StreamIntake:
     """
 
     def __init__(
-        self, intake: Intake, decoder: EventDecoder, user: User, limits: UserLimits
+        self,
+        intake: Intake,
+        decoder: EventDecoder,
+        user: User,
+        limits: UserLimits,
+        offload: Offload,
     ) -> None:
         """Take the intake, the decoder, and the user on whose behalf all events are stored."""
         self._intake = intake
         self._decoder = decoder
         self._user = user
         self._limits = limits
+        self._offload = offload
         self._gathered: list[bytes] = []
         self._size = 0
         self._under_way: list[_Group] = []
@@ -65,6 +76,14 @@ class StreamIntake:
         if len(self._under_way) < _GROUPS_UNDER_WAY:
             self._submit()
         return self._must_wait
+
+    async def take_large(self, wire: bytes) -> None:
+        """Take a message that takes long to decode, after those before it; raises IngestError."""
+        while self._gathered:
+            await self._advance()
+        rows, refused = await self._offload.run(self._decode, [wire])
+        await self._intake.room()
+        self._hand_in(rows, refused, len(wire))
 
     async def wait(self) -> None:
         """Wait until the next message may be taken; raises what a commit raised."""
@@ -104,25 +123,38 @@ class StreamIntake:
             raise self._failure
 
     def _submit(self) -> None:
-        """Decode what is gathered and hand the good events in; the bad ones are noted."""
+        """Decode what is gathered and hand it in, when there is room."""
         if not self._gathered or self._failure is not None or not self._intake.has_room:
             return
-        first = self._summary.received
+        wires, size, self._gathered, self._size = self._gathered, self._size, [], 0
         try:
-            events = parse_stream(self._gathered)
-            rows, refused = self._decoder.rows(
-                events, user=self._user, field="events[{}]", first=first
-            )
-            size, self._gathered, self._size = self._size, [], 0
-            after = first + len(events)
-            self._summary.received = after
-            for position, violations in refused.items():
-                self._reject(position, FieldInvalid.reason, violations)
-            if not rows:
-                return
-            # What was sent is taken; the stream then waits until it is paid for.
-            self._limits.charge(self._user.id, events=len(events), size=size)
-            self._overdrawn = self._limits.submit_wait(self._user.id)
+            rows, refused = self._decode(wires)
+        except IngestError as error:
+            self._failure = error
+        else:
+            self._hand_in(rows, refused, size)
+
+    def _decode(self, wires: Sequence[bytes]) -> tuple[list[NewEvent], Refused]:
+        return self._decoder.rows(
+            parse_stream(wires),
+            user=self._user,
+            field="events[{}]",
+            first=self._summary.received,
+        )
+
+    def _hand_in(self, rows: list[NewEvent], refused: Refused, size: int) -> None:
+        """Hand the good events in; the bad ones are noted."""
+        first = self._summary.received
+        count = len(rows) + len(refused)
+        after = self._summary.received = first + count
+        for position, violations in refused.items():
+            self._reject(position, FieldInvalid.reason, violations)
+        # What was sent is taken; the stream then waits until it is paid for.
+        self._limits.charge(self._user.id, events=count, size=size)
+        self._overdrawn = self._limits.submit_wait(self._user.id)
+        if not rows:
+            return
+        try:
             positions: Sequence[int] = range(first, after)
             if refused:
                 positions = [position for position in positions if position not in refused]

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
@@ -16,11 +17,25 @@ _MARK = "INGEST_SUPERVISED"
 #: Seconds before a process that ended is started again.
 _RESTART_PAUSE = 1.0
 _POLL = 0.2
+#: Exit code of a process whose settings cannot work.
+_USAGE = 2
 
 
 def is_supervised() -> bool:
     """Whether this process was started by `supervise`."""
     return _MARK in os.environ
+
+
+def end_with_parent() -> None:
+    """Have this process told to end when its supervisor is gone, whatever ended that."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_RESTART_PAUSE)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def supervise(count: int, command: Sequence[str]) -> int:
@@ -43,7 +58,10 @@ def supervise(count: int, command: Sequence[str]) -> int:
     while not stopping:
         time.sleep(_POLL)
         for index, child in enumerate(children):
-            if child.poll() is not None and not stopping:
+            if child.poll() == _USAGE:
+                # Wrong settings are no better the next time.
+                stopping = True
+            elif child.poll() is not None and not stopping:
                 log.error("server_process_ended", pid=child.pid, code=child.returncode)
                 time.sleep(_RESTART_PAUSE)
                 children[index] = subprocess.Popen(command, env=environment)  # noqa: S603

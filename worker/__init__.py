@@ -7,6 +7,10 @@ broker from the package that it is pointed at, so `dramatiq worker` sets it up h
 import sys
 
 if "dramatiq.cli" in sys.modules:
+    from eventstore.settings import SettingsError
     from worker.broker import set_up
 
-    set_up()
+    try:
+        set_up()
+    except SettingsError as error:
+        sys.exit(str(error))

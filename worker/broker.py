@@ -61,13 +61,16 @@ def build_broker(url: str, *, consumer: bool = False, poll_ms: int = 10) -> dram
     scheme = url.partition("://")[0]
     if scheme in {"redis", "rediss"}:
         timeout = _CONSUMER_TIMEOUT if consumer else _PRODUCER_TIMEOUT
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-        )
+        try:
+            client = redis.Redis.from_url(
+                url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                retry=Retry(NoBackoff(), 0),
+                health_check_interval=0,
+            )
+        except ValueError:
+            raise SettingsError("INGEST_BROKER_URL cannot be parsed") from None
         return PollingRedisBroker(
             poll_ms=poll_ms,
             client=client,

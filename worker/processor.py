@@ -127,7 +127,7 @@ class Processor:
             except Interrupt:
                 raise
             except Exception as error:  # noqa: BLE001  # an enricher may raise anything
-                log.warning("event_failed", event_id=event.key.id, error=type(error).__name__)
+                log.warning("event_postponed", event_id=event.key.id, error=type(error).__name__)
                 reason = f"processing failed: {type(error).__name__}"
                 outcome = self._failed(event, reason, counted=token is not None)
                 (finished if isinstance(outcome, Finished) else postponed).append(outcome)  # type: ignore[arg-type]
@@ -155,7 +155,7 @@ class Processor:
                 processing.finish(connection, [outcome], token)
             else:
                 processing.postpone(connection, [outcome], token)
-        log.warning("event_failed", event_id=event.key.id, reason=reason)
+        log.warning("event_postponed", event_id=event.key.id, reason=reason)
 
     def _note_unstorable(self, key: EventKey) -> None:
         with storage_errors(), self._engine.begin() as connection:

@@ -24,8 +24,8 @@ from worker.sweeper import Sweeper
 
 log = structlog.get_logger()
 
-#: Milliseconds for one message; below the lease, so that a lease is never outlived knowingly.
-_TIME_LIMIT_MS = 10_000
+#: Part of the lease that one message may take, so that a lease is never outlived knowingly.
+_TIME_SHARE = 2 / 3
 #: Most keys of a message that are looked at, whatever a stranger wrote into the queue.
 _MOST_KEYS = 10_000
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -38,6 +38,7 @@ class Runtime(Middleware):
         """Build the parts; nothing connects and no thread starts yet."""
         self._engine = engine
         self._broker = broker
+        self._time_limit_ms = int(settings.lease_seconds * 1_000 * _TIME_SHARE)
         self._processor = Processor(
             engine,
             enrichers=installed_enrichers(),
@@ -50,7 +51,7 @@ class Runtime(Middleware):
 
     def install(self) -> None:
         """Declare the actors on the broker, and have it start and stop the sweeper."""
-        options: dict[str, Any] = {"broker": self._broker, "time_limit": _TIME_LIMIT_MS}
+        options: dict[str, Any] = {"broker": self._broker, "time_limit": self._time_limit_ms}
         dramatiq.actor(actor_name=PROCESS_ACTOR, queue_name=QUEUE, **options)(self._process_events)
         dramatiq.actor(actor_name=RECOVER_ACTOR, queue_name=RECOVERY_QUEUE, **options)(
             self._recover_events

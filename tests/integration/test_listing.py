@@ -1,6 +1,7 @@
 """ListEvents and GetEventCounts: the caller's own events, filtered, paged, counted."""
 
 import base64
+import json
 import time
 
 import pytest
@@ -8,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import GetEventCountsRequest
+from ingest_service.decode import MAX_EVENT_BYTES
 from tests.kit.caller import Caller, at, event, refused
 from tests.kit.server import Service
 
@@ -215,14 +217,19 @@ def test_a_payload_of_many_small_values_can_be_read_back(service: Service, alice
 
 
 def test_one_event_of_the_largest_size_can_be_read_back(service: Service, alice: Caller) -> None:
-    receipt = alice.submit(event("big", payload={"text": "x" * 4_190_000}))
+    attributes = {f"k{number:02}": "v" * 1_000 for number in range(64)}
+    room = MAX_EVENT_BYTES - len(json.dumps(attributes, separators=(",", ":")))
+    text = "x" * (room - len('{"text":""}'))
+    too_large = event("big", payload={"text": text + "x"}, attributes=attributes)
+    receipt = alice.submit(event("big", payload={"text": text}, attributes=attributes))
     service.process_all(alice)
 
     stored = alice.get(receipt.event_id)
 
     assert stored.status == event_pb2.EVENT_STATUS_INVALID
-    assert len(stored.payload["text"]) == 4_190_000  # type: ignore[arg-type]
+    assert stored.payload["text"] == text
     assert len(alice.list().events) == 1
+    assert list(refused(alice.submit, too_large).fields) == ["event.payload"]
 
 
 def test_listing_is_quick_whatever_the_filter(alice: Caller) -> None:

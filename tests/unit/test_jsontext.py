@@ -171,11 +171,20 @@ def test_large_but_honest_texts_are_parsed_fast(value: Any) -> None:
 
 @pytest.mark.parametrize("last", [r'"\u0000"', "1e999", '{"a":1,"a":1}'])
 def test_a_long_key_above_many_values_costs_no_more_than_its_length(last: str) -> None:
-    """The path of each value would hold the key: terabytes, if it were made for each."""
+    """The path of each value would hold the key: terabytes, if it were made for each.
+
+    In so long a text the place is not looked for at all; it would take a second.
+    """
     text = f'{{"{"k" * 1_000_000}":[{"0," * 500_000}{last}]}}'
     started = time.process_time()
 
     path, _ = refusal(text)
 
-    assert path == "." + "k" * 60 + "...[500000]"
+    assert path == ""
     assert time.process_time() - started < 5
+
+
+def test_a_long_key_is_cut_in_a_path() -> None:
+    path, _ = refusal(f'{{"{"k" * 1_000}":[0,1e999]}}')
+
+    assert path == "." + "k" * 60 + "...[1]"

@@ -24,6 +24,13 @@ def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
     return Settings.load()
 
 
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TLS_CERT_FILE", "JWT_SECRET", "LISTEN"):
+        monkeypatch.setenv(f"INGEST_{name}", "")
+
+    assert Settings.load() == Settings()
+
+
 @pytest.mark.parametrize(
     "values, named",
     [
@@ -31,13 +38,14 @@ def load(monkeypatch: pytest.MonkeyPatch, **values: str) -> Settings:
         ({"TLS_KEY_FILE": "key.pem"}, "INGEST_TLS_CERT_FILE"),
         ({"TLS_CLIENT_CA_FILE": "ca.pem"}, "INGEST_TLS_CERT_FILE"),
         ({"JWT_SECRET": "short"}, "INGEST_JWT_SECRET"),
-        ({"JWT_SECRET": ""}, "INGEST_JWT_SECRET"),
         ({"JWT_ALGORITHM": "none"}, "INGEST_JWT_ALGORITHM"),
         ({"JWT_ALGORITHM": "HS512"}, "INGEST_JWT_ALGORITHM"),
         ({"JWT_ISSUER": " "}, "INGEST_JWT_ISSUER"),
-        ({"JWT_AUDIENCE": ""}, "INGEST_JWT_AUDIENCE"),
+        ({"JWT_AUDIENCE": " "}, "INGEST_JWT_AUDIENCE"),
         ({"JWT_MAX_TTL_SECONDS": "0"}, "INGEST_JWT_MAX_TTL_SECONDS"),
-        ({"LISTEN": ""}, "INGEST_LISTEN"),
+        ({"LISTEN": " "}, "INGEST_LISTEN"),
+        ({"LISTEN": "localhost"}, "INGEST_LISTEN"),
+        ({"LISTEN": "127.0.0.1:99999"}, "INGEST_LISTEN"),
         ({"PROCESSES": "0"}, "INGEST_PROCESSES"),
         ({"PROCESSES": "many"}, "INGEST_PROCESSES"),
         ({"REFLECTION": "perhaps"}, "INGEST_REFLECTION"),
