@@ -11,7 +11,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## install and start the embedded service (INGEST_LISTEN, INGEST_DATA_DIR)
-	@scripts/venv --local .venv build run
+	@scripts/venv --local .venv build run embedded
 	@exec $(BIN)/ingest-service dev
 
 install-dev: ## make or refresh .venv with everything for development

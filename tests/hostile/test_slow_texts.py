@@ -1,0 +1,76 @@
+"""What takes long to decode does not keep others waiting."""
+
+import threading
+import time
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ingest.v1 import ingest_service_pb2 as pb
+from ingest.v1.event_pb2 import EventInput
+from tests.kit.caller import Caller
+from tests.kit.server import Service
+
+#: Texts of nearly 4 MiB on which the parser has to look twice at everything.
+SLOW = [
+    '{"\\u003a":1,"a":[' + "1," * 2_000_000 + "1]}",
+    "[1234567890123456789 ," + "1," * 2_000_000 + "1]",
+    '{"a":1,"a":[' + "1," * 2_000_000 + "1]}",
+]
+
+
+def call_quietly(caller: Caller, text: str, *, stream: bool) -> None:
+    wanted = EventInput(type="slow", payload_json=text)
+    try:
+        if stream:
+            caller.stream([[wanted]])
+        else:
+            caller.submit(wanted)
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_health_answers_while_the_slowest_texts_are_decoded(
+    service: Service, alice: Caller, *, stream: bool
+) -> None:
+    health = health_pb2_grpc.HealthStub(service.channel)
+    callers = [
+        threading.Thread(target=call_quietly, args=(alice, text), kwargs={"stream": stream})
+        for text in SLOW
+    ]
+    for caller in callers:
+        caller.start()
+    slowest = 0.0
+    while any(caller.is_alive() for caller in callers):
+        began = time.monotonic()
+        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.01)
+
+    assert slowest < 1.0
+    assert alice.is_served()
+
+
+def test_a_stream_keeps_its_order_across_large_and_small_messages(alice: Caller) -> None:
+    small = [EventInput(type="small")]
+    large = [EventInput(type="large", payload_json='"' + "x" * 300_000 + '"')]
+    bad = [EventInput(type="", payload_json='"' + "x" * 300_000 + '"')]
+
+    answer = alice.stream([small, large, small, bad, small])
+
+    assert (answer.received, answer.accepted, answer.rejected) == (5, 4, 1)
+    assert [receipt.index for receipt in answer.receipts] == [0, 1, 2, 4]
+    assert [rejection.index for rejection in answer.rejections] == [3]
+    listed = [one.type for page in alice.pages() for one in page.events]
+    assert listed == ["small", "small", "large", "small"]
+
+
+def test_a_stream_of_large_messages_counts_exactly(alice: Caller) -> None:
+    message = [EventInput(type="large", payload_json='"' + "x" * 1_000 + '"')] * 100
+
+    answer: pb.StreamEventsResponse = alice.stream([message] * 20)
+
+    assert (answer.received, answer.accepted) == (2_000, 2_000)
+    assert [receipt.index for receipt in answer.receipts] == list(range(2_000))
