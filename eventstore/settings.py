@@ -109,9 +109,6 @@ class Settings(BaseSettings):
         1, ge=1, le=256, description="processes of `ingest-service worker`"
     )
     worker_threads: int = Field(4, ge=1, le=64, description="threads of each worker process")
-    worker_poll_ms: int = Field(
-        10, ge=1, le=1_000, description="longest pause between two looks at an idle queue"
-    )
     chunk_rows: int = Field(500, ge=1, le=5_000, description="most event keys in one message")
     sweep_seconds: float = Field(1.0, gt=0, le=60, description="pause between two sweeps")
     dispatch_grace_seconds: float = Field(
