@@ -11,6 +11,7 @@ from typing import Any
 import dramatiq
 import structlog
 from dramatiq.middleware import Middleware
+from dramatiq.middleware.time_limit import TimeLimitExceeded
 from sqlalchemy import Engine
 
 from eventstore.errors import TransientStorageError
@@ -92,6 +93,10 @@ class Runtime(Middleware):
             yield
         except TransientStorageError as error:
             log.warning("message_dropped", reason="storage", error=str(error))
+        except TimeLimitExceeded:
+            # Not in one event's pipeline (that is noted in its row): the database was slow, or this
+            # process stood still.
+            log.warning("message_dropped", reason="out of time")
         except ValueError as error:
             log.warning("message_dropped", reason=str(error))
 
