@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from tests.faults.conftest import Case
-from tests.faults.ledger import query
+from tests.faults.ledger import execute, query
 from tests.faults.rig import BRISK, Rig
 from tests.faults.trial import Trial
 
@@ -110,6 +110,8 @@ _STORMS = (_calm, _poison, _slow_recovery)
 def plain() -> Iterator[Rig]:
     """A rig with durable PostgreSQL, whose processes each test starts with its own bug."""
     rig = Rig(durable=True, settings=_SETTINGS, workers=1)
+    # What was committed without waiting stays in memory for longer, and is lost for sure.
+    execute(rig.url, "ALTER SYSTEM SET wal_writer_delay = '5s'", "SELECT pg_reload_conf()")
     yield rig
     rig.close()
 
