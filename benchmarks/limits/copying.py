@@ -8,10 +8,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 import psycopg2
-import uuid_utils
 
 from benchmarks.corpus import Corpus
 from benchmarks.database import Database
+from benchmarks.ids import event_id
 from benchmarks.sample import Sample, latency_detail
 from benchmarks.stack import Bench
 
@@ -45,7 +45,7 @@ def insert_latency(bench: Bench, corpus: Corpus, *, rows: int) -> Sample:
         seconds = []
         with connection.cursor() as cursor:
             for event in events:
-                key = str(uuid_utils.uuid7())
+                key = event_id()
                 row = (user, key, now, now, now, event.type, event.source, "", event.payload_json)
                 before = time.perf_counter()
                 cursor.execute(_INSERT, row)
@@ -73,7 +73,7 @@ def _text(corpus: Corpus, rows: int, *, first: int) -> bytes:
     events = corpus.events
     return b"".join(
         "\t".join(
-            (user, str(uuid_utils.uuid7()), now, now, now, event.type, event.source, "",
+            (user, event_id(), now, now, now, event.type, event.source, "",
              event.payload_json.replace("\\", "\\\\"))
         ).encode() + b"\n"
         for event in (events[(first + i) % len(events)] for i in range(rows))

@@ -7,9 +7,8 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-import uuid_utils
-
 from benchmarks.corpus import Corpus
+from benchmarks.ids import event_id
 from benchmarks.sample import Sample, latency_detail
 from benchmarks.stack import Bench
 from eventstore import migrations
@@ -26,7 +25,7 @@ def insert_rate(bench: Bench, corpus: Corpus, *, rows: int, group: int) -> Sampl
     migrations.upgrade(f"sqlite:///{file}")
     user, now = uuid.uuid4().hex, time.time_ns() // 1000
     values = [
-        (user, uuid_utils.uuid7().hex, now, now, now, e.type, e.source, "", e.payload_json)
+        (user, event_id().replace("-", ""), now, now, now, e.type, e.source, "", e.payload_json)
         for e in corpus.cycle(rows)
     ]
     seconds = []
