@@ -111,7 +111,12 @@ def plain() -> Iterator[Rig]:
     """A rig with durable PostgreSQL, whose processes each test starts with its own bug."""
     rig = Rig(durable=True, settings=_SETTINGS, workers=1)
     # What was committed without waiting stays in memory for longer, and is lost for sure.
-    execute(rig.url, "ALTER SYSTEM SET wal_writer_delay = '5s'", "SELECT pg_reload_conf()")
+    execute(
+        rig.url,
+        "ALTER SYSTEM SET wal_writer_delay = '5s'",
+        "ALTER SYSTEM SET wal_writer_flush_after = '1GB'",
+        "SELECT pg_reload_conf()",
+    )
     yield rig
     rig.close()
 
