@@ -1,7 +1,11 @@
-"""The storm: a schedule of faults that a seed decides, and how each of them is done."""
+"""The storm: a schedule of faults that a seed decides, and how each of them is done.
+
+Run as a program it prints a schedule: python -m tests.faults.storm SEED SECONDS
+"""
 
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -222,3 +226,9 @@ LINES: Mapping[str, Fault] = {
     "cut-everything": _cut_everything,
     "lock-table": _lock_table,
 }
+
+
+if __name__ == "__main__":
+    for lane in schedule(int(sys.argv[1]), float(sys.argv[2])):
+        for planned in lane:
+            sys.stdout.write(f"{planned}\n")

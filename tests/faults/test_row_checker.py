@@ -55,8 +55,8 @@ def _kills(trial: Trial, rig: Rig) -> Sequence[str]:
 def _database_dies(trial: Trial, rig: Rig) -> Sequence[str]:
     """PostgreSQL dies under load and comes back."""
     trial.load()
-    for _ in range(2):
-        time.sleep(1)
+    for _ in range(3):
+        time.sleep(0.8)
         rig.postgres.kill()
         rig.postgres.start()
     time.sleep(1.5)
