@@ -40,6 +40,7 @@ def test_health_answers_while_the_slowest_texts_are_decoded(
         threading.Thread(target=call_quietly, args=(alice, text), kwargs={"stream": stream})
         for text in SLOW
     ]
+    started = time.monotonic()
     for caller in callers:
         caller.start()
     slowest = 0.0
@@ -49,7 +50,8 @@ def test_health_answers_while_the_slowest_texts_are_decoded(
         slowest = max(slowest, time.monotonic() - began)
         time.sleep(0.01)
 
-    assert slowest < 1.0
+    # On the event loop, each of the three texts would stop it for a third of the time.
+    assert slowest < (time.monotonic() - started) / 5
     assert alice.is_served()
 
 
