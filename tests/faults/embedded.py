@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.ledger import SqliteLedger
-from tests.faults.rig import BRISK, INJECT, SECRET, SERVICE
+from tests.faults.rig import BRISK, PYTHONPATH, SECRET, SERVICE
 from tests.faults.supervisor import Member
 from tests.kit.services import free_port
 
@@ -34,7 +34,7 @@ class EmbeddedRig:
                 "INGEST_DATA_DIR": str(self.data),
                 "INGEST_LISTEN": self.target(),
                 "INGEST_JWT_SECRET": SECRET,
-                "PYTHONPATH": str(INJECT),
+                "PYTHONPATH": PYTHONPATH,
             },
             ready=lambda process: "server_started" in process.stderr(),
         )

@@ -1,5 +1,6 @@
 """The system under test as real processes, with a proxy in every line and supervised."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -22,6 +23,7 @@ SECRET = "0123456789abcdef" * 4
 SERVICE = Path(sys.executable).with_name("ingest-service")
 #: On PYTHONPATH of the processes under test: an enricher that obeys the payload, and planted bugs.
 INJECT = Path(__file__).with_name("inject")
+PYTHONPATH = os.pathsep.join(filter(None, (str(INJECT), os.environ.get("PYTHONPATH"))))
 #: Members that may exist; the second of each is started where a row asks for it.
 _SERVERS = 2
 _WORKERS = 2
@@ -189,7 +191,7 @@ class Rig:
             "INGEST_DATABASE_URL": f"postgresql://ingest@127.0.0.1:{lines.database.port}/ingest",
             "INGEST_BROKER_URL": f"redis://127.0.0.1:{lines.broker.port}/0",
             "INGEST_JWT_SECRET": SECRET,
-            "PYTHONPATH": str(INJECT),
+            "PYTHONPATH": PYTHONPATH,
             **more,
         }
 
