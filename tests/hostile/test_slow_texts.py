@@ -12,11 +12,11 @@ from ingest.v1.event_pb2 import EventInput
 from tests.kit.caller import Caller
 from tests.kit.server import Service
 
-#: Texts of nearly 4 MiB on which the parser has to look twice at everything.
+#: Texts of a megabyte on which the parser has to look twice at everything.
 SLOW = [
-    '{"\\u003a":1,"a":[' + "1," * 2_000_000 + "1]}",
-    "[1234567890123456789 ," + "1," * 2_000_000 + "1]",
-    '{"a":1,"a":[' + "1," * 2_000_000 + "1]}",
+    '{"\\u003a":1,"a":[' + "1," * 500_000 + "1]}",
+    "[1234567890123456789 ," + "1," * 500_000 + "1]",
+    '{"a":1,"a":[' + "1," * 500_000 + "1]}",
 ]
 
 
@@ -24,9 +24,9 @@ def call_quietly(caller: Caller, text: str, *, stream: bool) -> None:
     wanted = EventInput(type="slow", payload_json=text)
     try:
         if stream:
-            caller.stream([[wanted]])
+            caller.stream([[wanted]], timeout=90)
         else:
-            caller.submit(wanted)
+            caller.submit(wanted, timeout=90)
     except grpc.RpcError as error:
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017
 
@@ -51,7 +51,7 @@ def test_health_answers_while_the_slowest_texts_are_decoded(
         time.sleep(0.01)
 
     # On the event loop, each of the three texts would stop it for a third of the time.
-    assert slowest < (time.monotonic() - started) / 5
+    assert slowest < (time.monotonic() - started) / 4
     assert alice.is_served()
 
 
