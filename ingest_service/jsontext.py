@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from eventstore.depth import deeper_than
 from ingest_service.errors import Violation
 
 #: Levels of objects and arrays.
@@ -93,7 +94,7 @@ def parse(text: str) -> tuple[Any, str]:
 
 def check(value: Any, compact: str) -> None:
     """Raise JsonRefused when a parsed value, with its compact text, cannot be stored."""
-    if compact.count("{") + compact.count("[") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
+    if compact.count("{") + compact.count("[") > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
         raise JsonRefused("", _TOO_DEEP)
     if "\\u0000" in compact and _ESCAPED_NUL.search(compact):
         if len(compact) > _FOUND_IN:
@@ -174,20 +175,6 @@ def _parse_float(text: str) -> float | _Bad:
 def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Bad:
     value = dict(pairs)
     return value if len(value) == len(pairs) else _Bad(_REPEATED)
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is dict or type(inner) is list
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _nests_too_deep(text: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from eventstore.depth import deeper_than
 from eventstore.values import EventStatus, Finished, PendingEvent
 
 #: Bytes of the payload as compact UTF-8 JSON.
@@ -69,7 +70,7 @@ def validate(event: PendingEvent) -> dict[str, Any] | None:
         size = len(orjson.dumps(payload))
         if size > MAX_PAYLOAD_BYTES:
             raise InvalidEvent(f"payload is {size} bytes of JSON; at most {MAX_PAYLOAD_BYTES}")
-    if event.payload.count("{") + event.payload.count("[") > MAX_DEPTH and _deeper_than(
+    if event.payload.count("{") + event.payload.count("[") > MAX_DEPTH and deeper_than(
         payload, MAX_DEPTH
     ):
         raise InvalidEvent(f"payload is nested deeper than {MAX_DEPTH} levels")
@@ -131,21 +132,6 @@ CONVERSIONS: dict[str, Callable[[Any], object]] = {
 }
 
 _ABSENT = object()
-
-
-def _deeper_than(value: object, limit: int) -> bool:
-    """Whether objects and arrays are nested deeper than `limit` levels, found level by level."""
-    level: list[Any] = [value] if isinstance(value, dict | list) else []
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is dict or type(inner) is list
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _json_kind(value: object) -> str:
