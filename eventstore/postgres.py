@@ -104,16 +104,17 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
         occurred = received if occurred_at is at else str(occurred_at)
         lines.append(
             f"{user}\t{id_}\t{received}\t{occurred}\t{due}\t{type_}\t{source}\t{subject}"
-            f"\t{key or _NULL}\t{attributes or _NULL}\t{payload}\n"
+            f"\t{key or _NULL}\t{attributes or _NULL}\t{payload}\n".encode()
         )
-    # A backslash is the only character that can occur here and means something to COPY.
-    text = "".join(lines).replace("\\", "\\\\").replace(_NULL, "\\N")
-    if text.count("\t") != _COPY_TABS * len(rows) or text.count("\n") != len(rows):
+    # Bytes from here on: one character beyond Latin-1 would make a text of all rows four times as
+    # large. A backslash is the only one that can occur here and means something to COPY.
+    text = b"".join(lines).replace(b"\\", b"\\\\").replace(_NULL.encode(), b"\\N")
+    if text.count(b"\t") != _COPY_TABS * len(rows) or text.count(b"\n") != len(rows):
         # The edge lets no control character through; this keeps a row from ever forging another.
         raise ValueError("control character in an event")
     # SQLAlchemy's wrapper of the driver connection hands out plain psycopg2 cursors.
     with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
-        cursor.copy_expert(_COPY, io.BytesIO(text.encode()), _COPY_PIECE)
+        cursor.copy_expert(_COPY, io.BytesIO(text), _COPY_PIECE)
 
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[str, str]]:

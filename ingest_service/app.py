@@ -27,6 +27,7 @@ from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
 from ingest_service.server import build_server
 from ingest_service.servicer import IngestServicer
+from ingest_service.writer import Writer
 from worker.broker import build_broker
 from worker.dispatch import BackgroundDispatcher, Dispatcher
 from worker.runtime import Runtime
@@ -35,8 +36,8 @@ log = structlog.get_logger()
 
 #: Large messages that wait to be decoded.
 _WAITING_MESSAGES = 64
-#: Connections of the intake's writer.
-_WRITERS = 1
+#: Transactions in which the intake writes at the same time; SQLite allows one.
+_WRITERS = 2
 #: Part of the drain time after which open streams are told to go elsewhere.
 _STREAMS_SHARE = 0.7
 #: Seconds in which gRPC sends what was answered last.
@@ -112,7 +113,11 @@ async def _server(
     reader = Reader(reading, threads=settings.read_threads)
     prober = Reader(probing, threads=1)
     dispatcher = BackgroundDispatcher(Dispatcher(broker, chunk_rows=settings.chunk_rows))
-    intake = Intake(writing, settings, clock, dispatcher.dispatch)
+    writers = [
+        Writer(writing, clock, grace_seconds=settings.dispatch_grace_seconds)
+        for _ in range(1 if writing.dialect.name == "sqlite" else _WRITERS)
+    ]
+    intake = Intake(writers, settings, dispatcher.dispatch)
     limits = UserLimits(settings)
     offload = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES)
     servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits, offload)

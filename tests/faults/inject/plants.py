@@ -17,66 +17,71 @@ Patches = list[tuple[str, Callable[[ModuleType], None]]]
 def acknowledge_before_commit(_text: str) -> Patches:
     """Answers at once and writes a little later."""
 
-    def patch(intake: Any) -> None:
-        write = intake.Intake._write
+    def patch(writer: Any) -> None:
+        write = writer.Writer.write
 
         def early(self: Any, submissions: Any) -> Any:
             def later() -> None:
                 time.sleep(0.3)
                 try:
-                    self._dispatch(write(self, submissions)[1])
+                    write(self, submissions)
                 except Exception:  # noqa: BLE001  # that is the bug
-                    self._disconnect()
+                    self.disconnect()
 
             threading.Thread(target=later, daemon=True).start()
-            return [{} for _ in submissions], []
+            return [{} for _ in submissions], {}
 
-        intake.Intake._write = early
+        writer.Writer.write = early
 
-    return [("ingest_service.intake", patch)]
+    return [("ingest_service.writer", patch)]
 
 
 def swallow_failed_group(_text: str) -> Patches:
     """Answers OK when the database failed."""
 
-    def patch(intake: Any) -> None:
-        write = intake.Intake._write
+    def patch(writer: Any) -> None:
+        write = writer.Writer.write
 
         def calm(self: Any, submissions: Any) -> Any:
             try:
                 return write(self, submissions)
             except Exception:  # noqa: BLE001  # that is the bug
-                self._disconnect()
-                return [{} for _ in submissions], []
+                self.disconnect()
+                return [{} for _ in submissions], {}
 
-        intake.Intake._write = calm
+        writer.Writer.write = calm
 
-    return [("ingest_service.intake", patch)]
+    return [("ingest_service.writer", patch)]
 
 
 def dispatch_before_commit(_text: str) -> Patches:
     """Sends the message first, so that the worker looks for rows that are not there yet."""
+    dispatches = []
 
-    def patch(intake: Any) -> None:
-        init, accept = intake.Intake.__init__, intake.accept
-        dispatches = []
+    def patch_intake(intake: Any) -> None:
+        init = intake.Intake.__init__
 
-        def remember(self: Any, engine: Any, settings: Any, clock: Any, dispatch: Any) -> None:
+        def remember(self: Any, writers: Any, settings: Any, dispatch: Any) -> None:
             dispatches.append(dispatch)
-            init(self, engine, settings, clock, lambda _keys: None)
+            init(self, writers, settings, lambda _keys: None)
+
+        intake.Intake.__init__ = remember
+
+    def patch_writer(writer: Any) -> None:
+        accept = writer.accept
 
         def accept_and_send(connection: Any, *args: Any, **options: Any) -> Any:
             verdicts, rows = accept(connection, *args, **options)
-            from eventstore.values import EventKey  # noqa: PLC0415  # not before its time
-
-            dispatches[-1]([EventKey(row.user_id, row.id) for row in rows])
+            keys: dict[str, list[str]] = {}
+            for row in rows:
+                keys.setdefault(row.user_id, []).append(row.id)
+            dispatches[-1](keys)
             time.sleep(0.05)
             return verdicts, rows
 
-        intake.Intake.__init__ = remember
-        intake.accept = accept_and_send
+        writer.accept = accept_and_send
 
-    return [("ingest_service.intake", patch)]
+    return [("ingest_service.intake", patch_intake), ("ingest_service.writer", patch_writer)]
 
 
 def duplicate_as_new(_text: str) -> Patches:

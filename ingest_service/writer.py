@@ -1,0 +1,142 @@
+"""Writes groups of submissions in one transaction each; what the database refuses stands alone."""
+
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Connection, Engine
+
+from eventstore.accept import Verdicts, accept, is_one_statement
+from eventstore.clock import DatabaseClock
+from eventstore.errors import (
+    ContentionError,
+    PermanentStorageError,
+    TransientStorageError,
+    storage_errors,
+)
+from eventstore.values import KeysByUser, NotStorable, Submission, User
+
+log = structlog.get_logger()
+
+#: Times that a group runs again after a deadlock or serialisation failure.
+_CONTENTION_TRIES = 3
+#: Seconds for which a user's row is not written again, and users that are remembered.
+_USER_SECONDS = 600.0
+_USERS_REMEMBERED = 100_000
+_NOT_STORABLE = "cannot be stored"
+
+Written = tuple[list[Verdicts], KeysByUser]
+
+
+class Writer:
+    """Writes groups on a connection of its own; belongs to one thread."""
+
+    def __init__(self, engine: Engine, clock: DatabaseClock, *, grace_seconds: float) -> None:
+        """Take collaborators; after `grace_seconds` the sweeper looks for what is written here."""
+        self._engine = engine
+        self._clock = clock
+        self._grace = timedelta(seconds=grace_seconds)
+        self._connection: Connection | None = None
+        self._autocommit = False
+        self._seen: OrderedDict[User, float] = OrderedDict()
+
+    def write(self, submissions: Sequence[Submission]) -> Written:
+        """Write a group, or when its content is refused its halves; return what was decided.
+
+        The verdicts are by submission, the keys are those of the rows that were committed. Raises
+        TransientStorageError when nobody knows what was.
+        """
+        try:
+            return self._write_patiently(submissions)
+        except PermanentStorageError as error:
+            if len(submissions) > 1:
+                middle = len(submissions) // 2
+                verdicts, keys = self.write(submissions[:middle])
+                more_verdicts, more_keys = self.write(submissions[middle:])
+                return verdicts + more_verdicts, _merged(keys, more_keys)
+            user, events, atomic, size = submissions[0]
+            if len(events) > 1 and not atomic:
+                middle = len(events) // 2
+                halves = [
+                    Submission(user, part, atomic, size)
+                    for part in (events[:middle], events[middle:])
+                ]
+                (first, second), keys = self.write(halves)
+                return [first | {middle + at: verdict for at, verdict in second.items()}], keys
+            log.warning("content_refused", error=str(error), events=len(events))
+            return [dict.fromkeys(range(len(events)), NotStorable(_NOT_STORABLE))], {}
+
+    def disconnect(self) -> None:
+        """Close the connection; the next group opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()
+            connection.close()
+
+    def _write_patiently(self, submissions: Sequence[Submission]) -> Written:
+        for attempt in range(_CONTENTION_TRIES):
+            try:
+                return self._write_once(submissions)
+            except ContentionError:
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # no secret
+        return self._write_once(submissions)
+
+    def _write_once(self, submissions: Sequence[Submission]) -> Written:
+        unseen = self._unseen(submissions)
+        with storage_errors():
+            connection = self._connected()
+            self._set_autocommit(connection, is_one_statement(connection, submissions, unseen))
+            with connection.begin():
+                verdicts, rows = accept(
+                    connection,
+                    submissions,
+                    unseen=unseen,
+                    next_attempt=self._clock.now() + self._grace,
+                )
+        self._remember(unseen)
+        keys: KeysByUser = {}
+        for row in rows:
+            keys.setdefault(row.user_id, []).append(row.id)
+        return verdicts, keys
+
+    def _set_autocommit(self, connection: Connection, autocommit: bool) -> None:  # noqa: FBT001
+        """Spare a group of one statement the round trips of BEGIN and COMMIT."""
+        if autocommit is not self._autocommit:
+            level = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+            connection.execution_options(isolation_level=level)
+            self._autocommit = autocommit
+
+    def _connected(self) -> Connection:
+        """Return the connection; setting the clock now and then also tests it."""
+        if self._connection is not None and self._clock.stale:
+            try:
+                with storage_errors(), self._connection.begin():
+                    self._clock.synchronise(self._connection)
+            except TransientStorageError:
+                self.disconnect()
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            self._autocommit = False
+            with self._connection.begin():
+                self._clock.synchronise(self._connection)
+        return self._connection
+
+    def _unseen(self, submissions: Sequence[Submission]) -> list[User]:
+        oldest = time.monotonic() - _USER_SECONDS
+        users = {submission.user for submission in submissions}
+        return [user for user in users if self._seen.get(user, float("-inf")) < oldest]
+
+    def _remember(self, users: Sequence[User]) -> None:
+        for user in users:
+            self._seen[user] = time.monotonic()
+            if len(self._seen) > _USERS_REMEMBERED:
+                self._seen.popitem(last=False)
+
+
+def _merged(keys: KeysByUser, more: KeysByUser) -> KeysByUser:
+    return {
+        user_id: keys.get(user_id, []) + more.get(user_id, []) for user_id in keys.keys() | more
+    }
