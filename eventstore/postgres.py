@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from operator import itemgetter
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -148,9 +147,11 @@ def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey,
 def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
     """Return the rows that wait for their first delivery; others are left out."""
     return [
-        _pending(row)
+        PendingEvent(EventKey(user_id, event_id), type_, payload, attempts, email)
         for lookup in _lookups(keys)
-        for row in connection.exec_driver_sql(_WAITING, lookup.arguments)
+        for user_id, event_id, type_, payload, attempts, email in connection.exec_driver_sql(
+            _WAITING, lookup.arguments
+        ).all()
     ]
 
 
@@ -159,7 +160,7 @@ def lease(
 ) -> list[PendingEvent]:
     """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
     return [
-        _pending(row)
+        PendingEvent(EventKey(row[0], row[1]), *row[2:])
         for lookup in _lookups(keys)
         for row in connection.exec_driver_sql(_LEASE, (token, seconds, *lookup.arguments, attempts))
     ]
@@ -204,24 +205,33 @@ class _Lookup:
 
 def _lookups(keys: Sequence[EventKey]) -> Iterator[_Lookup]:
     """Split keys into statements; mostly it is one."""
-    users: dict[str, None] = {}
+    if not keys:
+        return
+    ordered = sorted(keys, key=itemgetter(1))
+    users = dict.fromkeys(key[0] for key in ordered)
+    took = _unix_ms(ordered[-1][1]) - _unix_ms(ordered[0][1])
+    if took <= _GAP_MS and len(users) * len(ordered) < _MOST_PAIRS:
+        # One commit's keys, as most messages have them.
+        yield _Lookup(users, [key[1] for key in ordered])
+        return
+    users = {}
     ids: list[str] = []
     last = 0
-    for user_id, event_id in sorted(keys, key=itemgetter(1)):
-        at = int(event_id[:8] + event_id[9:13], 16)
+    for user_id, event_id in ordered:
+        at = _unix_ms(event_id)
         if ids and (at - last > _GAP_MS or len(users) * len(ids) >= _MOST_PAIRS > len(ids)):
             yield _Lookup(users, ids)
             users, ids = {}, []
         last = at
         users[user_id] = None
         ids.append(event_id)
-    if ids:
-        yield _Lookup(users, ids)
+    yield _Lookup(users, ids)
+
+
+def _unix_ms(event_id: str) -> int:
+    """Return the time in the first 48 bits of a UUID version 7."""
+    return int(event_id[:8] + event_id[9:13], 16)
 
 
 def _array(values: Iterable[str]) -> str:
     return "{" + ",".join(values) + "}"
-
-
-def _pending(row: Sequence[Any]) -> PendingEvent:
-    return PendingEvent(EventKey(row[0], row[1]), *row[2:])

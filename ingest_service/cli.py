@@ -20,6 +20,8 @@ from eventstore.settings import Settings, SettingsError
 #: Seconds, minutes, hours, days.
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DEV_TOKEN_HOURS = 24
+#: Objects from which on garbage is collected: with the default, every dozen calls.
+_GARBAGE = 20_000
 _SCOPES = frozenset({"events:write", "events:read", "events:admin"})
 
 
@@ -259,6 +261,7 @@ def _run(start: Callable[[], object]) -> None:
     # What is loaded now stays: collecting garbage must not walk through it again and again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(_GARBAGE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(start())  # type: ignore[arg-type]
 

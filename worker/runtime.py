@@ -1,6 +1,7 @@
 """What runs inside a worker process: two actors, the sweeper, and a watch over the parent."""
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -27,6 +28,8 @@ log = structlog.get_logger()
 
 #: Part of the lease that one message may take, so that a lease is never outlived knowingly.
 _TIME_SHARE = 2 / 3
+#: Objects from which on garbage is collected.
+_GARBAGE = 20_000
 #: Most keys of a message that are looked at, whatever a stranger wrote into the queue.
 _MOST_KEYS = 10_000
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -61,6 +64,10 @@ class Runtime(Middleware):
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
         """Start what a worker process runs beside its actors."""
+        # What is loaded now stays, and the rows of a message are no garbage before its end.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GARBAGE)
         self._parent = os.getppid()
         threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
         self.sweeper.start()
@@ -120,10 +127,11 @@ def parse_keys(keys: object) -> list[EventKey]:
     for user_id, ids in keys.items():
         if not isinstance(ids, list) or len(parsed) + len(ids) > _MOST_KEYS:
             raise ValueError("keys must hold lists of at most 10,000 ids")
-        for event_id in ids:
-            if not (
-                isinstance(event_id, str) and _UUID.fullmatch(event_id) and _UUID.fullmatch(user_id)
-            ):
-                raise ValueError("keys must be UUIDs")
-            parsed.append(EventKey(user_id, event_id))
+        if not (_is_uuid(user_id) and all(map(_is_uuid, ids))):
+            raise ValueError("keys must be UUIDs")
+        parsed += [EventKey(user_id, event_id) for event_id in ids]
     return parsed
+
+
+def _is_uuid(value: object) -> bool:
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None
