@@ -27,6 +27,8 @@ _KEYED_OPTIONS = (
     "enable_bitmapscan=off",
     "enable_nestloop=off",
     "enable_mergejoin=off",
+    # Prepared statements: plan once, and choose the partition when the ids are known.
+    "plan_cache_mode=force_generic_plan",
 )
 _SQLITE_BUSY_SECONDS = 5.0
 #: Whose turn it is to write, by database file.

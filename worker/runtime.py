@@ -127,7 +127,7 @@ def parse_keys(keys: object) -> list[EventKey]:
     for user_id, ids in keys.items():
         if not isinstance(ids, list) or len(parsed) + len(ids) > _MOST_KEYS:
             raise ValueError("keys must hold lists of at most 10,000 ids")
-        if not (_is_uuid(user_id) and all(map(_is_uuid, ids))):
+        if ids and not (_is_uuid(user_id) and all(map(_is_uuid, ids))):
             raise ValueError("keys must be UUIDs")
         parsed += [EventKey(user_id, event_id) for event_id in ids]
     return parsed

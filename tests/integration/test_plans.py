@@ -42,7 +42,8 @@ class Plans:
     def _before(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, *_rest: Any
     ) -> None:
-        if not self._explaining and not statement.startswith(("EXPLAIN", "SELECT pg_")):
+        other = ("EXPLAIN", "PREPARE", "SELECT pg_")
+        if not self._explaining and not statement.startswith(other):
             self._explaining = True
             cursor.execute("EXPLAIN (FORMAT JSON) " + statement, parameters)
             plan = cursor.fetchone()[0]

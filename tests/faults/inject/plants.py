@@ -135,20 +135,24 @@ def attempt_not_counted(_text: str) -> Patches:
 
     def patch(postgres: Any) -> None:
         counted = "attempts = e.attempts + 1"
-        assert counted in postgres._LEASE
-        postgres._LEASE = postgres._LEASE.replace(counted, "attempts = e.attempts")
+        _reword(postgres, "_LEASE", counted, "attempts = e.attempts")
 
     return [("eventstore.postgres", patch)]
+
+
+def _reword(postgres: Any, statement: str, words: str, others: str) -> None:
+    """Change the text of a prepared statement."""
+    prepared = getattr(postgres, statement)
+    assert words in prepared.text
+    setattr(postgres, statement, prepared._replace(text=prepared.text.replace(words, others)))
 
 
 def no_final_guard(_text: str) -> Patches:
     """Processes what it is told to, final or not, and is told twice."""
 
     def patch_statements(postgres: Any) -> None:
-        assert "AND e.status < 2 " in postgres._WAITING
-        postgres._WAITING = postgres._WAITING.replace("AND e.status < 2 ", "")
-        assert "AND e.status < 2" in postgres._FINISH
-        postgres._FINISH = postgres._FINISH.replace("AND e.status < 2 ", "")
+        _reword(postgres, "_WAITING", "AND e.status < 2 ", "")
+        _reword(postgres, "_FINISH", "AND e.status < 2 ", "")
 
     def patch_dispatch(dispatch: Any) -> None:
         first = dispatch.Dispatcher.first_deliveries
