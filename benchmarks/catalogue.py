@@ -113,10 +113,16 @@ def _embedded() -> list[Figure]:
         Figure(
             name="embedded_stream",
             unit=_RATE,
-            probe=partial(embedded, shape=STREAM[100]),
+            probe=partial(embedded, shape=STREAM[100], working=False),
             limits=("executemany_1000",),
             target=Target(least_ratio=0.7),
             key=True,
+        ),
+        Figure(
+            name="embedded_together",
+            unit=_RATE,
+            probe=partial(embedded, shape=STREAM[100]),
+            limits=("executemany_1000",),
         ),
         Figure(
             name="embedded_unary_64",

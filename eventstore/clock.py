@@ -16,7 +16,7 @@ _SYNC_SECONDS = 10.0
 _DRIFT = 1e-4
 
 #: SQLite has no date type; microseconds since 1970, with the milliseconds that it can tell.
-_SQLITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
+SQLITE_NOW = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
 
 
 class in_seconds(FunctionElement[datetime]):  # noqa: N801  # reads as a SQL function, like func.now
@@ -38,7 +38,7 @@ def _in_seconds_postgresql(element: in_seconds, compiler: Any, **options: Any) -
 @compiles(in_seconds, "sqlite")
 def _in_seconds_sqlite(element: in_seconds, compiler: Any, **options: Any) -> str:
     seconds = compiler.process(element.clauses, **options)
-    return f"({_SQLITE_NOW} + CAST({seconds} * 1000000 AS INTEGER))"
+    return f"({SQLITE_NOW} + CAST({seconds} * 1000000 AS INTEGER))"
 
 
 class DatabaseClock:

@@ -2,6 +2,8 @@
 
 import sqlite3
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
     def _configure(connection: sqlite3.Connection, _record: object) -> None:
         # The driver must not open transactions by itself: `begin` below does.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         # FULL: a commit is on disk when it returns, as the promise says.
         connection.execute("PRAGMA synchronous=FULL")
 
@@ -146,6 +148,18 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
     event.listen(engine, "rollback", _end_turn)
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch a new file to write-ahead logging; whoever does so at the same moment is told off."""
+    deadline = time.monotonic() + _SQLITE_BUSY_SECONDS
+    while time.monotonic() < deadline:
+        # Not covered by the busy timeout: two that wait for each other both fail at once.
+        with suppress(sqlite3.OperationalError):
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        time.sleep(0.02)
+    connection.execute("PRAGMA journal_mode=WAL")
 
 
 def _end_turn(connection: Any) -> None:

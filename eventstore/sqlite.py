@@ -7,23 +7,42 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
-    bindparam,
     insert,
     select,
     tuple_,
     update,
 )
 
-from eventstore.clock import in_seconds
-from eventstore.schema import events, idempotency_keys, users
+from eventstore.clock import SQLITE_NOW, in_seconds
+from eventstore.schema import events, idempotency_keys, microseconds, users
 from eventstore.values import EventKey, EventStatus, Finished, NewEvent, PendingEvent
 
 #: SQLite's default limit of bound variables is 32,766 since 3.32; a key needs two.
 _KEYS_PER_STATEMENT = 10_000
+
+# Written out, and given tuples: SQLAlchemy takes longer to bind a row than SQLite to write it.
+_INSERT = """
+INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,
+                    idempotency_key, attributes, payload)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_WAITING = """
+SELECT e.id, e.type, e.payload, e.attempts, u.email
+FROM events e JOIN users u ON u.id = e.user_id
+WHERE e.user_id = ? AND e.id IN (SELECT value FROM json_each(?))
+  AND e.status = 1 AND e.attempts = 0 AND e.lease_token IS NULL
+"""
+_FINISH = f"""
+UPDATE events
+SET status = ?, properties = ?, processing_error = ?, processed_at = {SQLITE_NOW},
+    lease_token = NULL
+WHERE user_id = ? AND id = ? AND status = 1 AND lease_token IS ?
+"""  # noqa: S608  # our own constant
 
 _pending_columns = (
     events.c.user_id,
@@ -37,25 +56,19 @@ _pending_columns = (
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
     """Write the rows with one executemany inside the connection's transaction."""
-    connection.execute(
-        insert(events),
-        [
-            {
-                "user_id": row.user_id,
-                "id": row.id,
-                "received_at": row.received_at,
-                "occurred_at": row.occurred_at,
-                "next_attempt_at": next_attempt,
-                "type": row.type,
-                "source": row.source,
-                "subject": row.subject,
-                "idempotency_key": row.idempotency_key or None,
-                "attributes": row.attributes or None,
-                "payload": row.payload,
-            }
-            for row in rows
-        ],
-    )
+    due = microseconds(next_attempt)
+    values = []
+    received_at, received = next_attempt, due
+    for user, id_, type_, source, subject, key, _, occurred_at, at, attributes, payload in rows:
+        # The events of one message share one datetime object, mostly for both times.
+        if at is not received_at:
+            received_at, received = at, microseconds(at)
+        occurred = received if occurred_at is at else microseconds(occurred_at)
+        values.append((
+            _hex(user), _hex(id_), received, occurred, due, type_, source, subject,
+            key or None, attributes or None, payload,
+        ))  # fmt: skip
+    connection.exec_driver_sql(_INSERT, values)
 
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[str, str]]:
@@ -98,17 +111,16 @@ def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey,
 
 def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
     """Return the rows that wait for their first delivery; others are left out."""
-    statement = (
-        select(*_pending_columns)
-        .join(users, users.c.id == events.c.user_id)
-        .where(
-            _named(keys),
-            events.c.status == EventStatus.PENDING,
-            events.c.attempts == 0,
-            events.c.lease_token.is_(None),
-        )
-    )
-    return _pending(connection, statement)
+    by_user: dict[str, dict[str, EventKey]] = {}
+    for key in keys:
+        by_user.setdefault(key.user_id, {})[_hex(key.id)] = key
+    return [
+        PendingEvent(named[row[0]], *row[1:])
+        for user_id, named in by_user.items()
+        for row in connection.exec_driver_sql(
+            _WAITING, (_hex(user_id), orjson.dumps(list(named)).decode())
+        ).all()
+    ]
 
 
 def lease(
@@ -137,34 +149,12 @@ def lease(
 
 def finish(connection: Connection, results: Sequence[Finished], token: str | None) -> int:
     """Write final states to rows that are PENDING under this token; returns how many were."""
-    statement = (
-        update(events)
-        .where(
-            events.c.user_id == bindparam("of_user"),
-            events.c.id == bindparam("of_id"),
-            events.c.status == EventStatus.PENDING,
-            events.c.lease_token.is_not_distinct_from(bindparam("token", type_=events.c.id.type)),
-        )
-        .values(
-            status=bindparam("new_status"),
-            properties=bindparam("new_properties"),
-            processing_error=bindparam("new_error"),
-            processed_at=in_seconds(0),
-            lease_token=None,
-        )
-    )
-    return connection.execute(
-        statement,
+    held = _hex(token) if token else None
+    return connection.exec_driver_sql(
+        _FINISH,
         [
-            {
-                "of_user": result.key.user_id,
-                "of_id": result.key.id,
-                "token": token,
-                "new_status": int(result.status),
-                "new_properties": result.properties,
-                "new_error": result.error,
-            }
-            for result in results
+            (int(status), properties, error, _hex(user_id), _hex(event_id), held)
+            for (user_id, event_id), status, properties, error in results
         ],
     ).rowcount
 
@@ -177,6 +167,11 @@ def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float)
             .where(_named(keys), events.c.status == EventStatus.PENDING)
             .values(lease_token=None, next_attempt_at=in_seconds(seconds))
         )
+
+
+def _hex(uuid: str) -> str:
+    """Return an id as SQLAlchemy's Uuid stores it in SQLite."""
+    return uuid.replace("-", "")
 
 
 def _named(keys: Sequence[EventKey]) -> ColumnElement[bool]:

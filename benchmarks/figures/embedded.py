@@ -12,10 +12,14 @@ from benchmarks.stack import Bench, Server, free_port
 from benchmarks.usage import cpu_seconds, peak_rss_mb
 
 
-def embedded(bench: Bench, shape: Shape) -> Sample:
-    """Return accepted durable events/s; processing goes on beside it, as it does in real use."""
+def embedded(bench: Bench, shape: Shape, *, working: bool = True) -> Sample:
+    """Return accepted durable events/s; processing goes on beside it, as it does in real use.
+
+    Without `working` the worker in the process stands still, as the workers do in the figures of
+    accepting elsewhere.
+    """
     shape = shape.sized(bench)
-    with _dev(bench) as (server, file):
+    with _dev(bench, working=working) as (server, file):
         shape.send(bench, server, shape.events // 10)
         warm = _rows(file)
         cpu = cpu_seconds(server.process.pid)
@@ -36,13 +40,16 @@ def embedded(bench: Bench, shape: Shape) -> Sample:
 
 
 @contextmanager
-def _dev(bench: Bench) -> Iterator[tuple[Server, Path]]:
+def _dev(bench: Bench, *, working: bool) -> Iterator[tuple[Server, Path]]:
     address = f"127.0.0.1:{free_port()}"
     folder = tempfile.mkdtemp(prefix="dev-", dir=bench.folder)
     with bench.processes() as started:
         process = started.start(
-            bench.python.parent / "ingest-service",
-            "dev",
+            *(
+                (bench.python.parent / "ingest-service", "dev")
+                if working
+                else (bench.python, "-m", "benchmarks.accept_only")
+            ),
             env={**bench.settings(), "INGEST_LISTEN": address, "INGEST_DATA_DIR": folder},
             ready=lambda process: "server_started" in process.output(),
         )
