@@ -17,6 +17,11 @@ def peak_rss_mb(root: int) -> float:
     return sum(_status_kb(pid, "VmHWM") for pid in _tree(root)) / 1024
 
 
+def rss_mb(root: int) -> float:
+    """Return the sum of the resident sizes of the processes of a tree."""
+    return sum(_status_kb(pid, "VmRSS") for pid in _tree(root)) / 1024
+
+
 class CpuMeter:
     """The CPU time that named process trees use between `start` and `stop`."""
 

@@ -1,0 +1,191 @@
+"""The soak: half load for a long time, and what grows meanwhile (`--help`)."""
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from benchmarks import open_loop
+from benchmarks.corpus import corpus
+from benchmarks.database import Database
+from benchmarks.figures.accept import Shape
+from benchmarks.figures.flow import drain, everything
+from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
+from benchmarks.open_loop import OpenLoad
+from benchmarks.sample import percentile
+from benchmarks.stack import Bench, Server, open_bench
+from benchmarks.usage import rss_mb
+from tests.kit.processes import Process
+
+#: Events of one streaming call.
+_PER_CALL = 100
+#: Unary calls a second, beside the streams.
+_UNARY_RATE = 50.0
+#: Minutes until what is kept in memory is there: caches, pools, the allocator's arenas.
+_WARM_MINUTES = 5
+#: What may be gained in ten minutes after that.
+_MOST_MB = 2.0
+#: The median of the last five minutes may be so many times that of the first five.
+_MOST_SLOWER = 1.5
+
+# The ids are times; so the last events are found by the primary key.
+_LATEST = """
+SELECT percentile_disc(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY processed_at - received_at)
+FROM events
+WHERE user_id = (SELECT id FROM users LIMIT 1) AND processed_at IS NOT NULL
+  AND id > (lpad(to_hex((extract(epoch FROM clock_timestamp() - interval '5 s') * 1000)::bigint),
+                 12, '0') || repeat('0', 20))::uuid
+"""
+_DEAD = """
+SELECT coalesce(sum(n_dead_tup), 0), coalesce(sum(n_live_tup), 0), coalesce(sum(autovacuum_count), 0)
+FROM pg_stat_user_tables WHERE relname LIKE 'events%'
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minute:
+    """What one minute looked like."""
+
+    minute: int
+    events_per_s: int
+    accept_p50_ms: float
+    accept_p99_ms: float
+    unary_p99_ms: float
+    processed_p50_ms: float
+    processed_p99_ms: float
+    pending: int
+    server_mb: float
+    worker_mb: float
+    dead_percent: float
+    bytes_per_event: int
+    autovacuums: int
+
+
+def main() -> int:
+    """Soak and judge; returns the exit code, 1 when something grew."""
+    options = _parse()
+    with open_bench(quick=False) as bench, everything(bench) as (database, server, workers):
+        most = _most(bench, database, server)
+        rate = options.share * most
+        print(f"capacity {most:,.0f} events/s, load {rate:,.0f} events/s\n", flush=True)
+        begun, sent = database.rows(), 0
+        minutes: list[Minute] = []
+        for number in range(1, options.minutes + 1):
+            minute, events = _minute(number, database, server, workers, rate)
+            minutes.append(minute)
+            sent += events
+            _print(minute, first=number == 1)
+        drain(database)
+        faults = database.faults(begun + sent, processed=True)
+    complaints = [*faults, *_complaints(minutes)]
+    print("", *(_slopes(minutes)), *(complaints or ["all well"]), sep="\n")
+    return int(bool(complaints))
+
+
+def _minute(
+    number: int, database: Database, server: Server, workers: Sequence[Process], rate: float
+) -> tuple[Minute, int]:
+    """Load for a minute; returns what it looked like and how many events were sent."""
+    begun = time.monotonic()
+    loads: dict[str, OpenLoad] = {}
+
+    def load(path: str, body: bytes, calls: float) -> None:
+        loads[path] = open_loop.send(
+            server.address, path, body, rate=calls, seconds=60, headers=server.headers
+        )
+
+    small = corpus("small")
+    stream = stream_body(small, events=_PER_CALL, per_message=_PER_CALL)
+    plan = ((STREAM, stream, rate / _PER_CALL), (SUBMIT, submit_body(small), _UNARY_RATE))
+    threads = [threading.Thread(target=load, args=part) for part in plan]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.monotonic() - begun
+    sent = loads[STREAM].requests * _PER_CALL + loads[SUBMIT].requests
+    processed = database.query(_LATEST)[0][0] or []
+    dead, live, vacuums = map(int, database.query(_DEAD)[0])
+    minute = Minute(
+        minute=number,
+        events_per_s=round(sent / seconds),
+        accept_p50_ms=_ms(percentile(loads[STREAM].latencies, 50)),
+        accept_p99_ms=_ms(percentile(loads[STREAM].latencies, 99)),
+        unary_p99_ms=_ms(percentile(loads[SUBMIT].latencies, 99)),
+        processed_p50_ms=_ms(processed[0].total_seconds()) if processed else -1,
+        processed_p99_ms=_ms(processed[1].total_seconds()) if processed else -1,
+        pending=database.pending(),
+        server_mb=round(rss_mb(server.process.pid), 1),
+        worker_mb=round(sum(rss_mb(worker.pid) for worker in workers), 1),
+        dead_percent=round(100 * dead / max(1, dead + live), 1),
+        bytes_per_event=round(database.disk_bytes() / max(1, live)),
+        autovacuums=vacuums,
+    )
+    return minute, sent
+
+
+def _most(bench: Bench, database: Database, server: Server) -> float:
+    """Return the events/s that are accepted and processed."""
+    shape = Shape(in_flight=4, per_message=_PER_CALL, events=400_000)
+    since = database.now()
+    shape.send(bench, server, shape.events)
+    drain(database)
+    return shape.events / database.processing_seconds(since)
+
+
+def _slopes(minutes: Sequence[Minute]) -> list[str]:
+    return [
+        f"{part}: {slope(minutes, part):+.2f} MB per 10 minutes after minute {_WARM_MINUTES}"
+        for part in ("server_mb", "worker_mb")
+    ]
+
+
+def _complaints(minutes: Sequence[Minute]) -> list[str]:
+    """Return what grew that must not."""
+    found = [
+        f"{part} grows" for part in ("server_mb", "worker_mb") if slope(minutes, part) > _MOST_MB
+    ]
+    early, late = minutes[:_WARM_MINUTES], minutes[-_WARM_MINUTES:]
+    for part in ("accept_p50_ms", "processed_p50_ms"):
+        before, after = (
+            percentile([getattr(minute, part) for minute in some], 50) for some in (early, late)
+        )
+        if after > before * _MOST_SLOWER:
+            found.append(f"{part} went from {before} to {after}")
+    return found
+
+
+def slope(minutes: Sequence[Minute], part: str) -> float:
+    """Return the growth per ten minutes by least squares, without the warm-up."""
+    points = [(m.minute, getattr(m, part)) for m in minutes if m.minute > _WARM_MINUTES]
+    if len(points) < 2:  # noqa: PLR2004  # a line needs two
+        return 0.0
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    over = sum((x - mean_x) * (y - mean_y) for x, y in points)
+    under = sum((x - mean_x) ** 2 for x, _ in points)
+    return 10 * over / under
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 1)
+
+
+def _print(minute: Minute, *, first: bool) -> None:
+    row = asdict(minute)
+    if first:
+        print("| " + " | ".join(row) + " |", "|" + "---|" * len(row), sep="\n")
+    print("| " + " | ".join(f"{value:,}" for value in row.values()) + " |", flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--minutes", type=int, default=30, help="how long (default 30)")
+    parser.add_argument("--share", type=float, default=0.5, help="of the capacity (default 0.5)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
