@@ -10,7 +10,6 @@ import traceback
 from benchmarks import document, machine, report
 from benchmarks.catalogue import figures
 from benchmarks.figure import Figure, Measured, with_limits
-from benchmarks.h2load import LoadError
 from benchmarks.peers.environment import PeerMissingError, peer_python
 from benchmarks.stack import Bench, open_bench
 
@@ -60,7 +59,7 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
             started = time.monotonic()
             try:
                 sample = figure.probe(bench)  # type: ignore[misc]  # see above
-            except (LoadError, AssertionError, RuntimeError, OSError):
+            except Exception:  # noqa: BLE001  # whatever it is, the other figures go on
                 traceback.print_exc()
                 print(f"! {figure.name} failed in round {number}", file=sys.stderr)
                 continue

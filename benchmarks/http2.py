@@ -102,7 +102,8 @@ class Connection:
             self._received_settings = True
             for name, value in struct.iter_unpack(">HI", payload):
                 if name == _MAX_CONCURRENT_STREAMS:
-                    self._most_streams = value
+                    # A server forgets a call a little later than it has answered it.
+                    self._most_streams = value * 3 // 4
                 elif name == _INITIAL_WINDOW_SIZE:
                     self._stream_window = value
             self.socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))

@@ -39,7 +39,8 @@ WHERE user_id = (SELECT id FROM users LIMIT 1) AND processed_at IS NOT NULL
                  12, '0') || repeat('0', 20))::uuid
 """
 _DEAD = """
-SELECT coalesce(sum(n_dead_tup), 0), coalesce(sum(n_live_tup), 0), coalesce(sum(autovacuum_count), 0)
+SELECT coalesce(sum(n_dead_tup), 0), coalesce(sum(n_live_tup), 0),
+       coalesce(sum(autovacuum_count), 0)
 FROM pg_stat_user_tables WHERE relname LIKE 'events%'
 """
 
@@ -159,8 +160,10 @@ def _complaints(minutes: Sequence[Minute]) -> list[str]:
 
 def slope(minutes: Sequence[Minute], part: str) -> float:
     """Return the growth per ten minutes by least squares, without the warm-up."""
-    points = [(m.minute, getattr(m, part)) for m in minutes if m.minute > _WARM_MINUTES]
-    if len(points) < 2:  # noqa: PLR2004  # a line needs two
+    points: list[tuple[int, float]] = [
+        (m.minute, getattr(m, part)) for m in minutes if m.minute > _WARM_MINUTES
+    ]
+    if len(points) < 2:  # a line needs two
         return 0.0
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
