@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+_REFUSED_STREAM = struct.pack(">I", 7)
 _END_STREAM, _ACK, _END_HEADERS = 0x1, 0x1, 0x4
 _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE = 3, 4
 _FRAME_BYTES = 16_384
@@ -40,6 +41,8 @@ class Connection:
         self._window = _DEFAULT_WINDOW
         self._stream_window = _DEFAULT_WINDOW
         self._received = b""
+        #: Streams that the server refused unseen (RFC 9113, section 8.7): to be sent again.
+        self.refused: list[int] = []
         self.socket.sendall(
             _PREFACE
             + _frame(_SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _OUR_WINDOW))
@@ -84,6 +87,9 @@ class Connection:
                 if flags & _END_STREAM:
                     self._open.discard(stream)
                     ended.append(stream)
+            elif kind == _RST_STREAM and buffer[position + 9 : end] == _REFUSED_STREAM:
+                self._open.discard(stream)
+                self.refused.append(stream)
             else:
                 self._control(kind, flags, buffer[position + 9 : end])
             position = end

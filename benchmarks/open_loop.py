@@ -74,6 +74,10 @@ def _run(connections: Sequence[Connection], body: bytes, times: Sequence[float])
             answered = connection.receive()
             heard = time.perf_counter()
             latencies += [heard - due.pop((connection, stream)) for stream in answered]
+            for stream in connection.refused:
+                # As every gRPC client does, without telling its caller.
+                due[connection, connection.post(body)] = due.pop((connection, stream))
+            connection.refused.clear()
         if due and time.perf_counter() - heard > _PATIENCE:
             raise NoAnswerError(f"{len(due)} requests unanswered")
     return OpenLoad(
