@@ -22,6 +22,8 @@ class DatabaseFacts:
     #: Daily partitions from today on, and whether the default partition holds rows.
     partitions_ahead: int
     default_partition_used: bool
+    #: Seconds for which the oldest pending event has been due, 0 when none is.
+    overdue_seconds: float
     #: Whether our role may create tables, which serving and working do not need.
     may_create: bool
 
@@ -44,6 +46,8 @@ def inspect_database(connection: Connection) -> DatabaseFacts:
                   AND c.relname >= 'events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')
                   AND c.relname ~ '^events_[0-9]{8}$') AS partitions_ahead,
                EXISTS (SELECT FROM events_default) AS default_partition_used,
+               (SELECT greatest(0, coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0))
+                FROM events WHERE status = 1)::float8 AS overdue_seconds,
                has_schema_privilege(current_schema(), 'CREATE') AS may_create
         """)
     ).one()

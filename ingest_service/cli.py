@@ -4,14 +4,10 @@ import asyncio
 import gc
 import os
 import re
-import secrets
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import click
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from eventstore.errors import StorageError, storage_errors
 from eventstore.logs import configure_logs
@@ -19,7 +15,6 @@ from eventstore.settings import Settings, SettingsError
 
 #: Seconds, minutes, hours, days.
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_DEV_TOKEN_HOURS = 24
 #: Objects from which on garbage is collected: with the default, every dozen calls.
 _GARBAGE = 20_000
 _SCOPES = frozenset({"events:write", "events:read", "events:admin"})
@@ -59,6 +54,8 @@ def dev() -> None:
     \b
     Example: INGEST_LISTEN=127.0.0.1:50051 INGEST_DATA_DIR=./data ingest-service dev
     """
+    from ingest_service.newcomer import greet, own_secret
+
     settings = Settings.load(reflection=True)
     if settings.tls_cert_file is not None:
         raise SettingsError("`dev` speaks no TLS: unset INGEST_TLS_CERT_FILE, or use `serve`")
@@ -67,11 +64,11 @@ def dev() -> None:
     except OSError as error:
         raise SettingsError(f"set INGEST_DATA_DIR to a folder: {error.strerror}") from None
     if settings.jwt_secret is None and settings.jwt_algorithm == "HS256":
-        settings = Settings.load(reflection=True, jwt_secret=_own_secret(settings.data_dir))
+        settings = Settings.load(reflection=True, jwt_secret=own_secret(settings.data_dir))
     configure_logs(settings.log_level)
     from ingest_service.app import serve_embedded
 
-    _run(lambda: serve_embedded(settings, on_ready=lambda port: _greet(settings, port)))
+    _run(lambda: serve_embedded(settings, on_ready=lambda port: greet(settings, port)))
 
 
 @main.command()
@@ -170,10 +167,11 @@ def token(subject: str, email: str, scopes: tuple[str, ...], ttl_seconds: int) -
     Example: ingest-service token --subject alice --email alice@example.org --ttl 8h
     """
     from ingest_service.auth import issue_token
+    from ingest_service.newcomer import own_secret, secret_file
 
     settings = Settings.load()
-    if settings.jwt_secret is None and _secret_file(settings.data_dir).exists():
-        settings = Settings.load(jwt_secret=_own_secret(settings.data_dir))
+    if settings.jwt_secret is None and secret_file(settings.data_dir).exists():
+        settings = Settings.load(jwt_secret=own_secret(settings.data_dir))
     if ttl_seconds > settings.jwt_max_ttl_seconds:
         raise click.UsageError(
             f"--ttl is at most {settings.jwt_max_ttl_seconds}s (INGEST_JWT_MAX_TTL_SECONDS)"
@@ -232,26 +230,11 @@ def health(service: str) -> None:
     \b
     Example: INGEST_LISTEN=127.0.0.1:50051 ingest-service health
     """
-    settings = Settings.load()
-    address = _reachable(settings.listen)
-    if settings.tls_cert_file is None:
-        channel = grpc.insecure_channel(address)
-    else:
-        # The probe runs beside the server: it trusts that very certificate and no other.
-        trusted = grpc.ssl_channel_credentials(settings.tls_cert_file.read_bytes())
-        channel = grpc.secure_channel(address, trusted)
-    with channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(  # type: ignore[attr-defined]  # the package's stubs lack it
-                health_pb2.HealthCheckRequest(service=service), timeout=3
-            )
-        except grpc.RpcError as error:
-            click.echo(error.code().name, err=True)
-            sys.exit(1)
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    from ingest_service.probe import ask
+
+    name, serving = ask(Settings.load(), service)
     click.echo(name, err=True)
-    sys.exit(0 if name == "SERVING" else 1)
+    sys.exit(0 if serving else 1)
 
 
 def _run(start: Callable[[], object]) -> None:
@@ -264,63 +247,3 @@ def _run(start: Callable[[], object]) -> None:
     gc.set_threshold(_GARBAGE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(start())  # type: ignore[arg-type]
-
-
-def _reachable(listen: str) -> str:
-    """Return an address of this machine for a listener on all of its addresses."""
-    return re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "127.0.0.1", listen)
-
-
-def _buf() -> str:
-    """Return the buf command: the one beside this interpreter, which `make run` installs."""
-    installed = Path(sys.executable).parent / "buf"
-    if not installed.exists():
-        return "buf"
-    here = Path.cwd()
-    return str(installed.relative_to(here) if installed.is_relative_to(here) else installed)
-
-
-def _secret_file(data_dir: Path) -> Path:
-    return data_dir / "jwt_secret"
-
-
-def _own_secret(data_dir: Path) -> str:
-    """Return the secret in the data directory, made at the first start."""
-    file = _secret_file(data_dir)
-    if not file.exists():
-        # Complete or not there at all, whatever happens meanwhile.
-        new = file.with_suffix(".new")
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as opened:
-            opened.write(secrets.token_urlsafe(48))
-        new.rename(file)
-    return file.read_text().strip()
-
-
-def _greet(settings: Settings, port: int) -> None:
-    """Print what a newcomer needs next: address, token, and a line to paste."""
-    from ingest_service.auth import issue_token
-
-    host = _reachable(settings.listen).rpartition(":")[0] or "127.0.0.1"
-    address = f"{host}:{port}"
-    click.echo(f"\nListening on {address} (no TLS), data in {settings.data_dir.resolve()}\n")
-    if settings.jwt_secret is None:
-        return
-    bearer = issue_token(
-        settings,
-        subject="dev",
-        email="dev@example.org",
-        scopes=("events:write", "events:read"),
-        ttl_seconds=min(_DEV_TOKEN_HOURS * 3_600, settings.jwt_max_ttl_seconds),
-    )
-    event = '{"event": {"type": "page.viewed", "payload": {"page": " /home ", "duration": "3.5"}}}'
-    click.echo(f"export INGEST_TARGET={address} INGEST_TOKEN={bearer}\n")
-    click.echo(
-        f"grpcurl -plaintext -H \"authorization: Bearer {bearer}\" -d '{event}' {address}"
-        " ingest.v1.IngestService/SubmitEvent\n"
-    )
-    click.echo(
-        f"{_buf()} curl --protocol grpc --http2-prior-knowledge"
-        f" -H \"authorization: Bearer {bearer}\" -d '{event}'"
-        f" http://{address}/ingest.v1.IngestService/SubmitEvent\n"
-    )
-    sys.stdout.flush()

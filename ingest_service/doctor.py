@@ -23,6 +23,8 @@ _LEAST_VERSION = 150_000
 #: Seconds that the clocks of this machine and of the database may differ.
 _CLOCK_DIFFERENCE = 2.0
 _LEAST_PARTITIONS = 2
+#: Seconds for which the oldest pending event may be due.
+_MOST_OVERDUE = 30.0
 #: Open files: one for each connection, and some.
 _LEAST_FILES = 4_096
 _LOOPBACK = ("127.", "localhost", "[::1]")
@@ -115,13 +117,19 @@ def _postgres(
         "used" if facts.default_partition_used else "empty",
         "its rows move when their day's partition is made: run `ingest-service sweep`",
     )  # fmt: skip
-    ours = settings.processes * (settings.read_threads + 2) + settings.worker_processes * (
+    # One process: its readers, two writers, the health probe.
+    ours = settings.processes * (settings.read_threads + 3) + settings.worker_processes * (
         settings.worker_threads + 2
     )
     free = facts.max_connections - facts.connections
     yield _finding(
         "connections", free > ours, f"{free} free, one server and one worker take {ours}",
         "raise max_connections",
+    )  # fmt: skip
+    yield _finding(
+        "backlog", facts.overdue_seconds < _MOST_OVERDUE,
+        f"oldest pending event due for {facts.overdue_seconds:.0f} s",
+        "workers are down or behind: look at their logs, start more",
     )  # fmt: skip
     yield _finding(
         "role", not facts.may_create, "may create tables" if facts.may_create else "no DDL",

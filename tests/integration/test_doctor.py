@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Mapping
+from contextlib import closing
 
 import psycopg2
 import pytest
@@ -74,6 +75,24 @@ def test_what_does_not_work_fails_and_is_named(
 def test_a_listener_in_the_clear_is_a_warning(env: dict[str, str]) -> None:
     _, found = examine(env | {"INGEST_LISTEN": "0.0.0.0:50051"})
     assert found["listener"][0] == "warn"
+
+
+def test_events_that_nobody_processes_are_a_warning(
+    env: dict[str, str], database_url: str
+) -> None:
+    code, found = examine(env, "--allow-unsafe-durability")
+    assert (code, found["backlog"][0]) == (0, "ok")
+
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type,"
+            " source, subject, payload) VALUES (gen_random_uuid(), gen_random_uuid(), now(), now(),"
+            " now() - interval '90 s', 'a', '', '', 'null')"
+        )
+        connection.commit()
+    code, found = examine(env, "--allow-unsafe-durability")
+    assert (code, found["backlog"][0]) == (0, "warn")
+    assert "due for 9" in found["backlog"][1]
 
 
 def test_an_old_schema_fails(env: dict[str, str], database_url: str) -> None:
