@@ -51,6 +51,18 @@ def test_a_new_database_has_partitions_from_yesterday_to_a_week_ahead(postgres: 
         assert partitions(connection) == {day(offset) for offset in range(-1, 8)}
 
 
+def test_every_partition_keeps_room_on_its_pages(postgres: Engine) -> None:
+    with postgres.begin() as connection:
+        retention.ensure_partitions(connection, days_ahead=9)
+        options = connection.execute(
+            text(
+                "SELECT DISTINCT c.reloptions FROM pg_inherits i JOIN pg_class c"
+                " ON c.oid = i.inhrelid WHERE i.inhparent = 'events'::regclass"
+            )
+        ).scalars()
+        assert list(options) == [["fillfactor=90"]]
+
+
 def test_missing_days_are_created_ahead_and_only_those(postgres: Engine) -> None:
     with postgres.begin() as connection:
         assert retention.ensure_partitions(connection, days_ahead=10) == 3

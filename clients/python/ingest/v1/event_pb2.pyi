@@ -154,7 +154,7 @@ class EventInput(_message.Message):
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When it happened by the producer's clock, from year 1 on and not more than an
-        hour ahead. Absent means the time of receipt.
+        hour ahead; kept to the microsecond. Absent means the time of receipt.
         """
 
     @_builtins.property

@@ -97,7 +97,9 @@ class IngestServiceServicer(object):
         """StreamEvents stores any number of events and commits as it goes. A bad event
         is reported in the answer and does not end the stream. When the stream breaks,
         events sent so far may or may not be stored: send them again with the same
-        idempotency keys. Needs the scope events:write.
+        idempotency keys. A stream on which nothing arrives for 30 seconds ends with
+        DEADLINE_EXCEEDED, and one that is open for an hour is answered as if it had
+        ended, unless the server is set otherwise. Needs the scope events:write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

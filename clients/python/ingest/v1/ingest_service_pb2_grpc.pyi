@@ -49,7 +49,9 @@ class IngestServiceStub:
     """StreamEvents stores any number of events and commits as it goes. A bad event
     is reported in the answer and does not end the stream. When the stream breaks,
     events sent so far may or may not be stored: send them again with the same
-    idempotency keys. Needs the scope events:write.
+    idempotency keys. A stream on which nothing arrives for 30 seconds ends with
+    DEADLINE_EXCEEDED, and one that is open for an hour is answered as if it had
+    ended, unless the server is set otherwise. Needs the scope events:write.
     """
     GetEvent: _grpc.UnaryUnaryMultiCallable[_ingest_service_pb2.GetEventRequest, _ingest_service_pb2.GetEventResponse]
     """GetEvent answers one of the caller's own events. An event of another user is
@@ -85,7 +87,9 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """StreamEvents stores any number of events and commits as it goes. A bad event
     is reported in the answer and does not end the stream. When the stream breaks,
     events sent so far may or may not be stored: send them again with the same
-    idempotency keys. Needs the scope events:write.
+    idempotency keys. A stream on which nothing arrives for 30 seconds ends with
+    DEADLINE_EXCEEDED, and one that is open for an hour is answered as if it had
+    ended, unless the server is set otherwise. Needs the scope events:write.
     """
     GetEvent: _aio.UnaryUnaryMultiCallable[_ingest_service_pb2.GetEventRequest, _ingest_service_pb2.GetEventResponse]  # type: ignore[assignment]
     """GetEvent answers one of the caller's own events. An event of another user is
@@ -136,7 +140,9 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         """StreamEvents stores any number of events and commits as it goes. A bad event
         is reported in the answer and does not end the stream. When the stream breaks,
         events sent so far may or may not be stored: send them again with the same
-        idempotency keys. Needs the scope events:write.
+        idempotency keys. A stream on which nothing arrives for 30 seconds ends with
+        DEADLINE_EXCEEDED, and one that is open for an hour is answered as if it had
+        ended, unless the server is set otherwise. Needs the scope events:write.
         """
 
     @_abc_1.abstractmethod
