@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from eventstore.settings import Settings
+from ingest_service.auth import issue_token
 from ingest_service.probe import reachable
 
 _TOKEN_HOURS = 24
@@ -41,8 +42,6 @@ def own_secret(data_dir: Path) -> str:
 
 def greet(settings: Settings, port: int) -> None:
     """Print what a newcomer needs next: address, token, and a line to paste."""
-    from ingest_service.auth import issue_token  # loads cryptography
-
     host = reachable(settings.listen).rpartition(":")[0] or "127.0.0.1"
     address = f"{host}:{port}"
     click.echo(f"\nListening on {address} (no TLS), data in {settings.data_dir.resolve()}\n")

@@ -25,11 +25,13 @@ class Authority:
         """The certificate to trust."""
         return self._certificate.public_bytes(Encoding.PEM)
 
-    def issue(self, name: str = "localhost", *, days: int = 1) -> tuple[bytes, bytes]:
-        """Return certificate and key for the loopback address; negative days: run out."""
+    def issue(
+        self, name: str = "localhost", *, days: int = 1, host: str = ""
+    ) -> tuple[bytes, bytes]:
+        """Return certificate and key for `host` or the loopback address; negative days: run out."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key.public_key(), days=days)
+        certificate = self._sign(subject, key.public_key(), days=days, host=host)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return certificate.public_bytes(Encoding.PEM), private
 
@@ -40,9 +42,11 @@ class Authority:
         *,
         authority: bool = False,
         days: int = 1,
+        host: str = "",
     ) -> x509.Certificate:
         now = datetime.now(UTC)
-        alternatives = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        loopback = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        alternatives = [x509.DNSName(host)] if host else loopback
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
