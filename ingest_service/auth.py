@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, Protocol
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.utils import base64url_decode
 
 from eventstore.settings import Settings, SettingsError
 from eventstore.values import User
 from ingest_service.errors import TokenExpired, TokenMissing, Unauthenticated
-from ingest_service.jwks import JwkSet, JwksFile, JwksUrl
+from ingest_service.jwks import JwkSet, JwksFile, JwksUrl, require_usable
 from ingest_service.principal import Principal
 from ingest_service.revocation import Revocations
 
@@ -39,12 +40,17 @@ _USER_NAMESPACE = uuid.UUID("5f0c9b6e-2a57-4f0e-9d5b-6c1f1f9f5d11")
 class KeySource(Protocol):
     """Where the verification key of a token comes from."""
 
+    #: Another number than before when the keys are others; what they verified is verified again.
+    version: int
+
     def key_for(self, kid: str | None) -> Any:
         """Return the key, or None for an unknown id; never waits for a network."""
 
 
 class SingleKey:
     """One key for every token: the HS256 secret or a public key."""
+
+    version = 0
 
     def __init__(self, key: Any) -> None:
         """Take the key."""
@@ -64,6 +70,7 @@ class TokenVerifier:
         self._keys = keys
         self._revocations = revocations
         self._cache: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+        self._cached_with = keys.version
 
     def authenticate(self, values: Sequence[str | bytes]) -> Principal:
         """Verify the call's only authorization value.
@@ -76,6 +83,9 @@ class TokenVerifier:
         if len(values) > 1 or not isinstance(value, str) or len(value) > MAX_TOKEN:
             raise Unauthenticated("not one authorization value of at most 4096 characters")
         now = time.time()
+        if self._cached_with != self._keys.version:
+            self._cache.clear()
+            self._cached_with = self._keys.version
         cached = self._cache.get(value)
         if cached is not None and now < cached[1]:
             cached[0].require_alive()
@@ -168,7 +178,12 @@ def build_key_source(settings: Settings) -> KeySource:
     if settings.jwt_algorithm == "HS256":
         if names != ["INGEST_JWT_SECRET"] or settings.jwt_secret is None:
             raise SettingsError("HS256 needs INGEST_JWT_SECRET, and no other key setting")
-        return SingleKey(settings.jwt_secret.get_secret_value())
+        secret = settings.jwt_secret.get_secret_value()
+        try:
+            require_usable("HS256", secret)
+        except ValueError as error:
+            raise SettingsError(f"INGEST_JWT_SECRET cannot be used: {error}") from None
+        return SingleKey(secret)
     if len(names) != 1 or settings.jwt_secret is not None:
         raise SettingsError(
             f"{settings.jwt_algorithm} needs exactly one of INGEST_JWT_PUBLIC_KEY_FILE,"
@@ -176,11 +191,16 @@ def build_key_source(settings: Settings) -> KeySource:
         )
     try:
         if settings.jwt_public_key_file is not None:
-            return SingleKey(load_pem_public_key(settings.jwt_public_key_file.read_bytes()))
+            key = load_pem_public_key(settings.jwt_public_key_file.read_bytes())
+            require_usable(settings.jwt_algorithm, key)
+            return SingleKey(key)
         if settings.jwt_jwks_file is not None:
             return JwkSet(settings.jwt_algorithm, JwksFile(settings.jwt_jwks_file))
         return JwkSet(settings.jwt_algorithm, JwksUrl(settings.jwt_jwks_url or ""))
-    except (OSError, ValueError, jwt.PyJWTError) as error:
+    except OSError as error:
+        # Not the name of the file: somebody may have put the key itself there.
+        raise SettingsError(f"{names[0]} cannot be read: {error.strerror}") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise SettingsError(f"{names[0]} cannot be used: {error}") from None
 
 

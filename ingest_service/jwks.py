@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import urllib.request
-from http.client import HTTPMessage
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any, NoReturn, Protocol
 from urllib.error import HTTPError
@@ -15,9 +15,6 @@ import structlog
 
 log = structlog.get_logger()
 
-#: Seconds between two readings; and the least time, when a token names an unknown key.
-_REFRESH_SECONDS = 60.0
-_LEAST_SECONDS = 5.0
 #: Seconds that a fetch may take, and bytes that it may bring.
 _FETCH_SECONDS = 3.0
 _MOST_BYTES = 1 << 20
@@ -29,12 +26,18 @@ _KINDS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 class JwksSource(Protocol):
     """Where the text of a JWK Set comes from."""
 
+    #: Seconds between two readings; and the least time, when a token names an unknown key.
+    refresh_seconds: float
+    least_seconds: float
+
     def read(self) -> str:
         """Return the text; raises OSError or ValueError. May wait for a network."""
 
 
 class JwksFile:
     """A file, which an operator may replace at any time."""
+
+    refresh_seconds = least_seconds = 1.0
 
     def __init__(self, path: Path) -> None:
         """Take the path."""
@@ -48,18 +51,27 @@ class JwksFile:
 class JwksUrl:
     """A URL: https, or http on this machine; redirects are not followed."""
 
+    refresh_seconds = 60.0
+    least_seconds = 5.0
+
     def __init__(self, url: str) -> None:
         """Take the URL; raises ValueError for another scheme."""
         parts = urlsplit(url)
         if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
             raise ValueError("the URL must start with https://")
+        if parts.username is not None:
+            raise ValueError("the URL must hold no credentials")
         self._url = url
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def read(self) -> str:
         """Fetch the text."""
-        with self._opener.open(self._url, timeout=_FETCH_SECONDS) as answer:
-            text: bytes = answer.read(_MOST_BYTES)
+        try:
+            with self._opener.open(self._url, timeout=_FETCH_SECONDS) as answer:
+                text: bytes = answer.read(_MOST_BYTES)
+        except HTTPException as error:
+            # Neither an OSError nor a ValueError: an answer that is no HTTP.
+            raise ValueError(type(error).__name__) from None
         return text.decode()
 
 
@@ -78,6 +90,9 @@ class JwkSet:
         self._algorithm = algorithm
         self._source = source
         self._keys: dict[str | None, Any] = {}
+        self._text: str | None = None
+        self._is_readable = True
+        self.version = 0
         self._wanted = asyncio.Event()
         if isinstance(source, JwksFile):
             self.load()
@@ -96,33 +111,51 @@ class JwkSet:
         while True:
             await self.refresh()
             self._wanted.clear()
-            await asyncio.sleep(_LEAST_SECONDS)
+            await asyncio.sleep(self._source.least_seconds)
+            rest = self._source.refresh_seconds - self._source.least_seconds
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), _REFRESH_SECONDS - _LEAST_SECONDS)
+                await asyncio.wait_for(self._wanted.wait(), rest)
 
     def load(self) -> None:
         """Read the source once, and wait for it; raises OSError or ValueError."""
-        self._replace(self._source.read())
+        text = self._source.read()
+        if text != self._text:
+            self._keys = self._parse(text)
+            self._text = text
+            self.version += 1
+            log.info("jwks_read", keys=len(self._keys))
 
     async def refresh(self) -> None:
         """Read the source once, in a thread, and keep the old keys when that fails."""
         try:
             await asyncio.to_thread(self.load)
-        except (OSError, ValueError) as error:
-            log.warning("jwks_unreadable", error=type(error).__name__, keys=len(self._keys))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not be the last time
+            if self._is_readable:
+                log.warning("jwks_unreadable", error=type(error).__name__, keys=len(self._keys))
+            self._is_readable = False
+        else:
+            self._is_readable = True
 
-    def _replace(self, text: str) -> None:
+    def _parse(self, text: str) -> dict[str | None, Any]:
+        """Return the keys that can be used; others are left out (RFC 7517, section 5)."""
         try:
-            keys = {
-                entry.get("kid"): jwt.PyJWK(entry, algorithm=self._algorithm).key
-                for entry in json.loads(text)["keys"]
-                if self._fits(entry)
-            }
-        except (jwt.PyJWTError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError("it is no JWK Set") from error
+            entries = json.loads(text)["keys"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            entries = None
+        if not isinstance(entries, list):
+            raise ValueError("it is no JWK Set")
+        keys: dict[str | None, Any] = {}
+        for entry in entries:
+            try:
+                if self._fits(entry):
+                    key = jwt.PyJWK(entry, algorithm=self._algorithm).key
+                    require_usable(self._algorithm, key)
+                    keys[entry.get("kid")] = key
+            except Exception as error:  # noqa: BLE001  # each library has its own
+                log.warning("jwk_left_out", error=type(error).__name__)
         if not keys:
             raise ValueError(f"it holds no key for {self._algorithm}")
-        self._keys = keys
+        return keys
 
     def _fits(self, entry: dict[str, Any]) -> bool:
         return (
@@ -130,7 +163,21 @@ class JwkSet:
             and entry.get("use", "sig") == "sig"
             and "verify" in entry.get("key_ops", ["verify"])
             and entry.get("alg", self._algorithm) == self._algorithm
+            and isinstance(entry.get("kid"), str | None)
+            # A private key is known to whoever can read the set.
+            and "d" not in entry
         )
+
+
+def require_usable(algorithm: str, key: Any) -> None:
+    """Raise ValueError for a key of another family or curve, or one that is too short."""
+    rules = jwt.get_algorithm_by_name(algorithm)
+    try:
+        problem = rules.check_key_length(rules.prepare_key(key))
+    except (jwt.PyJWTError, TypeError):
+        raise ValueError(f"it is no key for {algorithm}") from None
+    if problem:
+        raise ValueError(f"it is too short for {algorithm}")
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -25,7 +25,7 @@ class Revocations:
     def __init__(self, path: Path | None) -> None:
         """Read the file; raises SettingsError when it cannot be used. None revokes nothing."""
         self._path = path
-        self._stamp = 0
+        self._stamp = (0, 0, 0)
         self._ids: frozenset[str] = frozenset()
         self._issued_before: dict[str, int] = {}
         if path is not None:
@@ -46,24 +46,35 @@ class Revocations:
         """Look at the file again and again, until cancelled."""
         while self._path is not None:
             await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                await asyncio.to_thread(self._read, self._path)
-            except (OSError, ValueError) as error:
-                # What was revoked stays revoked.
-                log.warning("revocations_unreadable", error=type(error).__name__)
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Read the file if it changed; what was revoked stays revoked when it cannot be used."""
+        try:
+            if self._path is not None:
+                self._read(self._path)
+        except (OSError, ValueError) as error:
+            log.warning("revocations_unreadable", error=type(error).__name__)
 
     def _read(self, path: Path) -> None:
-        stamp = path.stat().st_mtime_ns
+        status = path.stat()
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp == self._stamp:
             return
-        content: Any = json.loads(path.read_text())
         try:
-            ids = frozenset(map(str, content.get("jti", ())))
-            issued_before = {
-                str(subject): int(moment)
-                for subject, moment in content.get("issued_before", {}).items()
-            }
-        except (AttributeError, TypeError) as error:
+            ids, issued_before = _parse(path.read_text())
+        except (TypeError, OverflowError, RecursionError) as error:
             raise ValueError("not of the form that is asked for") from error
         self._ids, self._issued_before, self._stamp = ids, issued_before, stamp
         log.info("revocations_read", ids=len(ids), subjects=len(issued_before))
+
+
+def _parse(text: str) -> tuple[frozenset[str], dict[str, int]]:
+    """Return ids, and times by subject; a mistake in the file must not revoke nothing."""
+    content: Any = json.loads(text)
+    if not isinstance(content, dict) or content.keys() - {"jti", "issued_before"}:
+        raise ValueError("not an object of jti and issued_before")
+    ids, issued_before = content.get("jti", []), content.get("issued_before", {})
+    if not isinstance(ids, list) or not isinstance(issued_before, dict):
+        raise ValueError("jti must be a list, and issued_before an object")
+    return frozenset(map(str, ids)), {name: int(moment) for name, moment in issued_before.items()}

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -51,12 +51,27 @@ def es256(key: ec.EllipticCurvePrivateKey) -> Sign:
     return sign
 
 
-def bad_tokens(algorithm: str, sign: Sign, public: bytes = b"") -> Tokens:
-    """Yield a name and a token for each; `sign` is the server's good key, `public` its PEM."""
+def rs256(key: rsa.RSAPrivateKey) -> Sign:
+    """Sign with RSA (PKCS #1 version 1.5) and SHA-256."""
+    return lambda signed: key.sign(signed, padding.PKCS1v15(), SHA256())
+
+
+def eddsa(key: ed25519.Ed25519PrivateKey) -> Sign:
+    """Sign with Ed25519."""
+    return key.sign
+
+
+def bad_tokens(
+    algorithm: str, sign: Sign, public: bytes = b"", *, trap: str = "http://127.0.0.1:9"
+) -> Tokens:
+    """Yield a name and a token for each; `sign` is the server's good key, `public` its PEM.
+
+    `trap` is an address that nobody may be lured to.
+    """
     header = text({"alg": algorithm, "typ": "JWT"})
     yield from _forms(header, sign)
     yield from _algorithms(algorithm, sign)
-    yield from _headers(algorithm, sign)
+    yield from _headers(algorithm, sign, trap)
     yield from _claims(header, sign)
     yield from _subjects(header, sign)
     yield from _encodings(algorithm, header, sign)
@@ -110,11 +125,24 @@ def _algorithms(algorithm: str, sign: Sign) -> Tokens:
     yield "no alg", assemble(text({"typ": "JWT"}), text(claims()), sign)
 
 
-def _headers(algorithm: str, sign: Sign) -> Tokens:
+def strange_kids(algorithm: str, sign: Sign, *, trap: str = "http://127.0.0.1:9") -> Tokens:
+    """Yield tokens whose `kid` names no key of the set, each signed with a key that is in it."""
+    kids = (
+        *("unknown", "../../../dev/null", "/etc/hostname", "file:///etc/hostname", f"{trap}/keys"),
+        *("' OR 1=1 --", "1; DROP TABLE events", "$(reboot)", "|id", "%00", "*", "__proto__"),
+        *("k" * 255, "\u202e", "None", "null", "0", " "),
+    )
+    for kid in kids:
+        header = text({"alg": algorithm, "typ": "JWT", "kid": kid})
+        yield f"kid {ascii(kid)[:30]}", assemble(header, text(claims()), sign)
+
+
+def _headers(algorithm: str, sign: Sign, trap: str) -> Tokens:
     own_key = {"kty": "oct", "k": encode(b"x" * 32)}
-    trap = "http://127.0.0.1:9/keys"
+    keys = f"{trap}/keys"
     extras: list[dict[str, Any]] = [
-        *({"jku": trap}, {"x5u": trap}, {"jwk": own_key}, {"x5c": ["AAAA"]}, {"jku": None}),
+        *({"jku": keys}, {"x5u": keys}, {"jwk": own_key}, {"x5c": ["AAAA"]}, {"jku": None}),
+        *({"jku": keys, "kid": "a"}, {"x5u": keys, "x5t": "a"}, {"JKU": 1, "jku": [keys]}),
         *({"crit": ["exp"]}, {"crit": ["b64"], "b64": False}, {"crit": []}, {"crit": "exp"}),
         *({"b64": False}, {"zip": "DEF"}, {"enc": "A256GCM"}),
         *({"typ": "JWE"}, {"typ": "secevent+jwt"}, {"typ": ""}, {"typ": 1}, {"typ": ["JWT"]}),
@@ -146,6 +174,7 @@ def _claims(header: bytes, sign: Sign) -> Tokens:
         *({"aud": audience} for audience in audiences),
         *({"iss": value} for value in ("other", "inges", "ingest/", "Ingest", "", 1, ["ingest"])),
         *({"scope": value} for value in (["events:write"], 1, {"a": 1}, True)),
+        *({"jti": value} for value in (1, ["a"], {"a": 1}, True)),
         *({"email": value} for value in (1, ["a@b"], "a b@c", "a\n@b", "x" * 321, "\0", {"a": 1})),
     ]
     for other in wrong:
