@@ -9,7 +9,9 @@ from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
+from eventstore.settings import SettingsError
 from eventstore.watchdog import WatchedConnection
 
 #: Seconds; with the keep-alives below, a dead link is noticed in about five seconds.
@@ -41,9 +43,15 @@ def normalise_url(url: str) -> URL:
     """Parse a database URL; `postgres://` and `postgresql://` mean psycopg2 here.
 
     Plain `postgresql://` would be psycopg 3 in SQLAlchemy 2.1. Raises ValueError for any other
-    database.
+    database, and SettingsError for what is no URL.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # Their texts quote the URL, and so perhaps a part of its password.
+        raise SettingsError(
+            "INGEST_DATABASE_URL cannot be parsed; write special characters of a password as %40"
+        ) from None
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg2")
     if parsed.drivername not in {"postgresql+psycopg2", "sqlite"}:

@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         if self.tls_client_ca_file and not self.tls_cert_file:
             raise ValueError("INGEST_TLS_CLIENT_CA_FILE also needs INGEST_TLS_CERT_FILE")
         secret = self.jwt_secret
-        if secret is not None and len(secret.get_secret_value()) < MIN_JWT_SECRET_BYTES:
+        if secret is not None and len(secret.get_secret_value().strip()) < MIN_JWT_SECRET_BYTES:
             raise ValueError(f"set INGEST_JWT_SECRET to at least {MIN_JWT_SECRET_BYTES} bytes")
         return self
 

@@ -25,7 +25,7 @@ from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
 from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
-from ingest_service.server import build_server
+from ingest_service.server import build_server, limits_in_force
 from ingest_service.servicer import IngestServicer
 from ingest_service.writer import Writer
 from worker.broker import build_broker
@@ -136,6 +136,7 @@ async def _server(
         background.append(asyncio.create_task(keys.keep_fresh()))
     await health.look()
     await server.start()
+    log.info("server_limits", **limits_in_force(settings))
     log.info("server_started", listen=settings.listen, port=port, tls=bool(settings.tls_cert_file))
     try:
         yield port

@@ -1,6 +1,7 @@
 """Looks at everything that a server and a worker need, and says what to do about what is wrong."""
 
 import resource
+import stat
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -58,6 +59,7 @@ def examine(
     yield _broker(settings, check_broker)
     yield _keys(settings)
     yield _listener(settings)
+    yield from _tls_key(settings)
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     yield _finding("open files", files >= _LEAST_FILES, f"{files}", "raise it with `ulimit -n`")
 
@@ -164,6 +166,21 @@ def _listener(settings: Settings) -> Finding:
     return _finding(
         "listener", safe, f"{settings.listen}, TLS {'on' if settings.tls_cert_file else 'off'}",
         "tokens travel in the clear: set INGEST_TLS_CERT_FILE, or let a proxy do it",
+    )  # fmt: skip
+
+
+def _tls_key(settings: Settings) -> Iterator[Finding]:
+    if settings.tls_key_file is None:
+        return
+    try:
+        mode = stat.S_IMODE(settings.tls_key_file.stat().st_mode)
+    except OSError as error:
+        text = f"INGEST_TLS_KEY_FILE cannot be read: {error.strerror}"
+        yield Finding("TLS key", Verdict.FAIL, text)
+        return
+    yield _finding(
+        "TLS key", not mode & stat.S_IRWXO, f"mode {mode:o}",
+        "others on this machine may use it: run `chmod o-rwx` on it",
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The gRPC server: options, credentials, services; no limit is left to a default."""
 
+import resource
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from grpc_reflection.v1alpha import reflection
 
 from eventstore.settings import Settings, SettingsError
 from ingest.v1 import ingest_service_pb2_grpc
+from ingest_service import decode, jsontext
+from ingest_service.auth import MAX_TOKEN
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
-from ingest_service.servicer import IngestServicer
+from ingest_service.servicer import MAX_BATCH, MAX_PAGE_SIZE, IngestServicer
 
 #: Bytes of one message; the largest event is one message of its own.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -38,6 +41,45 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.max_connection_idle_ms", 300_000),
 )
+#: Limits that the settings choose.
+_CHOSEN = (
+    "user_events_per_second",
+    "user_bytes_per_second",
+    "user_reads_per_second",
+    "user_streams",
+    "stream_idle_seconds",
+    "stream_max_seconds",
+    "waiting_rows",
+    "waiting_bytes",
+    "group_rows",
+    "group_bytes",
+    "read_threads",
+    "jwt_max_ttl_seconds",
+    "drain_seconds",
+)
+
+
+def limits_in_force(settings: Settings) -> dict[str, float]:
+    """Return every limit that a client can meet, for the log."""
+    options = dict(_OPTIONS)
+    chosen: dict[str, float] = {name: getattr(settings, name) for name in _CHOSEN}
+    return chosen | {
+        "message_bytes": MAX_MESSAGE_BYTES,
+        "metadata_bytes": MAX_METADATA_BYTES,
+        "token_characters": MAX_TOKEN,
+        "connection_streams": MAX_STREAMS,
+        "connection_idle_seconds": options["grpc.max_connection_idle_ms"] / 1_000,
+        "handshake_seconds": options["grpc.server_handshake_timeout_ms"] / 1_000,
+        "batch_events": MAX_BATCH,
+        "page_events": MAX_PAGE_SIZE,
+        "event_bytes": decode.MAX_EVENT_BYTES,
+        "text_bytes": decode.MAX_TEXT_BYTES,
+        "attributes": decode.MAX_ATTRIBUTES,
+        "attribute_bytes": decode.MAX_ATTRIBUTE_BYTES,
+        "json_levels": jsontext.MAX_DEPTH,
+        # Connections are limited by nothing else.
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    }
 
 
 def build_server(
@@ -101,20 +143,35 @@ class _Certificates:
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
+    _check_files(settings)
+    certificates = _Certificates(settings)
+    return grpc.dynamic_ssl_server_credentials(
+        certificates.load(),
+        certificates.reload,
+        require_client_authentication=settings.tls_client_ca_file is not None,
+    )
+
+
+def _check_files(settings: Settings) -> None:
+    """Raise SettingsError for a file that cannot be used: gRPC would blame the address for it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name in ("tls_cert_file", "tls_key_file", "tls_client_ca_file"):
+        file: Path | None = getattr(settings, name)
+        try:
+            if file is not None:
+                file.read_bytes()
+        except OSError as error:
+            # Not its name: somebody may have put the key itself there.
+            problem = f"INGEST_{name.upper()} cannot be read: {error.strerror}"
+            raise SettingsError(problem) from None
     try:
-        # gRPC would blame the address for a file that it cannot use.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            str(settings.tls_cert_file), str(settings.tls_key_file)
-        )
-        certificates = _Certificates(settings)
-        return grpc.dynamic_ssl_server_credentials(
-            certificates.load(),
-            certificates.reload,
-            require_client_authentication=settings.tls_client_ca_file is not None,
-        )
+        context.load_cert_chain(str(settings.tls_cert_file), str(settings.tls_key_file))
     except ssl.SSLError:
         raise SettingsError(
             "INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE must be a PEM certificate and its key"
         ) from None
-    except OSError as error:
-        raise SettingsError(f"TLS file cannot be read: {error.filename}") from None
+    try:
+        if settings.tls_client_ca_file is not None:
+            context.load_verify_locations(cadata=settings.tls_client_ca_file.read_text())
+    except (ssl.SSLError, ValueError):
+        raise SettingsError("INGEST_TLS_CLIENT_CA_FILE must hold PEM certificates") from None

@@ -128,7 +128,10 @@ def build_broker(url: str, *, consumer: bool = False) -> dramatiq.Broker:
             from dramatiq.brokers.rabbitmq import RabbitmqBroker  # noqa: PLC0415  # optional extra
         except ImportError:
             raise SettingsError("amqp:// needs the extra: ingest-service[rabbitmq]") from None
-        return RabbitmqBroker(url=url, middleware=chain, confirm_delivery=True)
+        try:
+            return RabbitmqBroker(url=url, middleware=chain, confirm_delivery=True)
+        except ValueError:
+            raise SettingsError("INGEST_BROKER_URL cannot be parsed") from None
     if scheme == "stub":
         return StubBroker(middleware=chain)
     raise SettingsError("INGEST_BROKER_URL must start with redis://, rediss:// or amqp://")

@@ -1,13 +1,16 @@
 """TLS and mTLS: who gets in, and new certificates while streams are open."""
 
+import os
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ingest.channel import TLS
 from ingest.client import IngestClient
@@ -36,7 +39,9 @@ def tls_env(
     return settings_for(database_url, redis_url, **tls)
 
 
-def served(server: Service, credentials: grpc.ChannelCredentials | None) -> bool:
+def served(
+    server: Service, credentials: grpc.ChannelCredentials | None, *, seconds: float = 1
+) -> bool:
     """Whether a call with these credentials gets through; False when there is no connection."""
     channel = (
         grpc.secure_channel(server.address, credentials)
@@ -45,16 +50,26 @@ def served(server: Service, credentials: grpc.ChannelCredentials | None) -> bool
     )
     with channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=1)
+            grpc.channel_ready_future(channel).result(timeout=seconds)
         except grpc.FutureTimeoutError:
             return False
         return Caller(channel, make_token()).is_served()
 
 
-def serial_of(server: Service, authority: Authority) -> bytes | None:
-    """The certificate that a new connection is shown."""
-    context = ssl.create_default_context(cadata=authority.pem.decode())
+def self_signed() -> tuple[bytes, bytes]:
+    """A certificate that vouches for itself, and its key."""
+    alone = Authority("localhost")
+    key = alone._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return alone.pem, key
+
+
+def serial_of(server: Service, authority: Authority | None) -> bytes | None:
+    """The certificate that a new connection is shown; without an authority none is refused."""
+    context = ssl.create_default_context(cadata=authority.pem.decode() if authority else None)
     context.set_alpn_protocols(["h2"])
+    if authority is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     with (
         socket.create_connection(("127.0.0.1", server.port), 5) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as wrapped,
@@ -70,6 +85,54 @@ def test_with_tls_only_who_trusts_the_authority_gets_in(
     assert served(server, grpc.ssl_channel_credentials(authority.pem))
     assert not served(server, grpc.ssl_channel_credentials(Authority("other").pem))
     assert not served(server, None)
+
+
+def test_a_certificate_that_nobody_should_trust_is_refused_by_the_client(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    """By the channel, and by the client library; each is shown by one running server."""
+    server = start_service(tls_env)
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_bytes(authority.pem)
+    trusting = grpc.ssl_channel_credentials(authority.pem)
+
+    def is_served() -> bool:
+        with IngestClient(server.address, make_token(), tls=TLS(ca_file=ca_file)) as client:
+            try:
+                return bool(client.submit(event(), timeout=0.5).event_id)
+            except IngestError:
+                return False
+
+    assert is_served()
+    for bad in (
+        Authority("stranger").issue(),
+        Authority().issue(),  # of the same name, by another key
+        authority.issue(days=-1),
+        self_signed(),
+    ):
+        write(tmp_path, *bad)
+        shown = ssl.PEM_cert_to_DER_cert(bad[0].decode())
+        eventually(lambda: serial_of(server, None) == shown)  # noqa: B023  # asked at once
+        assert not is_served()
+        assert not served(server, trusting, seconds=0.5)
+    write(tmp_path, *authority.issue())
+    assert served(server, trusting)
+    assert is_served()
+
+
+def test_a_name_that_is_not_in_the_certificate_is_refused(
+    tls_env: dict[str, str], authority: Authority, start_service: Start
+) -> None:
+    server = start_service(tls_env)
+    options = [("grpc.ssl_target_name_override", "elsewhere.example.org")]
+    credentials = grpc.ssl_channel_credentials(authority.pem)
+
+    with (
+        grpc.secure_channel(server.address, credentials, options) as channel,
+        pytest.raises(grpc.FutureTimeoutError),
+    ):
+        grpc.channel_ready_future(channel).result(timeout=0.5)
+    assert served(server, credentials)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -108,7 +171,10 @@ def test_with_a_client_authority_a_certificate_is_needed_besides_the_token(
     assert served(server, credentials(clients))
     assert not served(server, credentials(None))
     assert not served(server, credentials(Authority("strangers")))
+    assert not served(server, credentials(Authority("clients")))
     assert not served(server, credentials(clients, days=-1))
+    certificate, key = self_signed()
+    assert not served(server, grpc.ssl_channel_credentials(authority.pem, key, certificate))
 
 
 def test_the_client_speaks_tls_and_mtls(
@@ -180,3 +246,23 @@ def test_a_certificate_without_its_key_stops_the_start(
     assert process.wait() == 2
     assert "TLS" in process.stderr()
     assert "Traceback" not in process.output()
+
+
+@pytest.mark.parametrize("mode, verdict", [(0o600, "ok"), (0o640, "ok"), (0o644, "warn")])
+def test_a_private_key_that_others_may_read_is_reported(
+    tls_env: dict[str, str], tmp_path: Path, mode: int, verdict: str
+) -> None:
+    (tmp_path / "key.pem").chmod(mode)
+    done = subprocess.run(
+        [BIN / "ingest-service", "doctor", "--allow-unsafe-durability"],
+        env={"PATH": os.environ["PATH"], **tls_env},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    (line,) = (line for line in done.stdout.splitlines() if " TLS key: " in f" {line}")
+
+    assert line.split()[0] == verdict
+    assert verdict == "ok" or "chmod" in line
+    assert done.returncode == 0
