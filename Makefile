@@ -4,7 +4,7 @@ SHELL := /bin/sh
 SOURCES := ingest_service worker eventstore clients/python/ingest tests scripts $(wildcard benchmarks examples)
 BIN := .venv/bin
 
-.PHONY: help run install-dev test test-faults check lint types imports proto generated requirements audit deploy bench bench-quick \
+.PHONY: help run install-dev test test-faults check lint types imports proto generated requirements audit deploy sbom bench bench-quick \
 	generate lock format clean
 
 help: ## show this list
@@ -26,7 +26,7 @@ test-faults: install-dev ## every row of the fault table (PYTEST_ARGS="--faults-
 	@$(BIN)/python -m pytest tests/faults --faults $(PYTEST_ARGS) \
 		--ignore=tests/faults/test_smoke.py --ignore=tests/faults/test_life.py
 
-check: lint types imports proto generated requirements audit deploy ## everything short of running the tests
+check: lint types imports proto generated requirements audit deploy sbom ## everything short of running the tests
 
 lint: install-dev ## ruff: rules and format
 	$(BIN)/ruff check
@@ -61,6 +61,9 @@ audit: install-dev ## known advisories against the pinned requirements
 deploy: install-dev ## Dockerfile and docker-compose.yml
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+sbom: install-dev ## write build/sbom.cdx.json: what the service is made of, with hashes (CycloneDX)
+	$(BIN)/python scripts/sbom.py
 
 bench: install-dev ## measure everything beside its limits and its peers, 5 rounds (benchmarks/)
 	$(BIN)/python -m benchmarks
