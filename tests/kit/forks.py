@@ -20,7 +20,14 @@ for command, env in json.load(sys.stdin):
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.argv = ["ingest-service", command]
-            sys.exit(ingest_service.cli.main())
+            try:
+                ingest_service.cli.main()
+            except SystemExit as ended:
+                if isinstance(ended.code, int):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(ended.code)  # to take everything down again would take longest
+                raise
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         said = [(file.seek(0), file.read().decode(errors="replace"))[1] for file in (out, err)]
         print(json.dumps([code, *said]), flush=True)
