@@ -77,7 +77,13 @@ class WatchedConnection(psycopg2.extensions.connection):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Connect; connect_timeout bounds that."""
-        super().__init__(*args, **options)
+        try:
+            super().__init__(*args, **options)
+        except psycopg2.Error:
+            # The error's traceback knows this object, and would keep its socket open until garbage
+            # is collected.
+            self.close()
+            raise
         self.cursor_factory = WatchedCursor
 
     def commit(self) -> None:

@@ -116,12 +116,14 @@ class Intake:
 
     def _run(self, writer: Writer) -> None:
         """Write whatever waits, and wait for it, until the end."""
+        writer.connect()
         while group := self._next_group(self._queue.get()):
             self._write(writer, group)
         writer.disconnect()
 
     def _help(self, writer: Writer) -> None:
         """Write a group each time that many rows wait, until the end."""
+        writer.connect()
         while self._deep.wait() and not self._draining:
             self._deep.clear()
             if group := self._next_group(self._taken()):

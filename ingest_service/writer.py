@@ -4,6 +4,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -26,6 +27,8 @@ _CONTENTION_TRIES = 3
 #: Seconds for which a user's row is not written again, and users that are remembered.
 _USER_SECONDS = 600.0
 _USERS_REMEMBERED = 100_000
+#: Seconds without a group after which a connection may have been cut by somebody on the way.
+_REST_SECONDS = 10.0
 _NOT_STORABLE = "cannot be stored"
 
 Written = tuple[list[Verdicts], KeysByUser]
@@ -41,7 +44,14 @@ class Writer:
         self._grace = timedelta(seconds=grace_seconds)
         self._connection: Connection | None = None
         self._autocommit = False
+        self._used_at = 0.0
         self._seen: OrderedDict[User, float] = OrderedDict()
+
+    def connect(self) -> None:
+        """Connect before the first group needs it, which is late when the database is slow."""
+        # When this fails, the first group tries again and tells its callers.
+        with suppress(TransientStorageError), storage_errors():
+            self._connected()
 
     def write(self, submissions: Sequence[Submission]) -> Written:
         """Write a group, or when its content is refused its halves; return what was decided.
@@ -88,7 +98,8 @@ class Writer:
         unseen = self._unseen(submissions)
         with storage_errors():
             connection = self._connected()
-            self._set_autocommit(connection, is_one_statement(connection, submissions, unseen))
+            one = is_one_statement(connection, submissions, unseen)
+            self._set_autocommit(connection, autocommit=one)
             with connection.begin():
                 verdicts, rows = accept(
                     connection,
@@ -102,27 +113,33 @@ class Writer:
             keys.setdefault(row.user_id, []).append(row.id)
         return verdicts, keys
 
-    def _set_autocommit(self, connection: Connection, autocommit: bool) -> None:  # noqa: FBT001
-        """Spare a group of one statement the round trips of BEGIN and COMMIT."""
+    def _set_autocommit(self, connection: Connection, *, autocommit: bool) -> None:
+        """Spare a single statement the round trips of BEGIN and COMMIT."""
         if autocommit is not self._autocommit:
-            level = "AUTOCOMMIT" if autocommit else "READ COMMITTED"
+            level = "AUTOCOMMIT" if autocommit else connection.default_isolation_level
             connection.execution_options(isolation_level=level)
             self._autocommit = autocommit
 
     def _connected(self) -> Connection:
-        """Return the connection; setting the clock now and then also tests it."""
-        if self._connection is not None and self._clock.stale:
+        """Return the connection; setting the clock now and then, or after a rest, also tests it."""
+        now = time.monotonic()
+        rested, self._used_at = now - self._used_at > _REST_SECONDS, now
+        if self._connection is not None and (rested or self._clock.stale):
             try:
-                with storage_errors(), self._connection.begin():
-                    self._clock.synchronise(self._connection)
+                with storage_errors():
+                    self._set_clock(self._connection)
             except TransientStorageError:
                 self.disconnect()
         if self._connection is None:
             self._connection = self._engine.connect()
             self._autocommit = False
-            with self._connection.begin():
-                self._clock.synchronise(self._connection)
+            self._set_clock(self._connection)
         return self._connection
+
+    def _set_clock(self, connection: Connection) -> None:
+        self._set_autocommit(connection, autocommit=True)
+        with connection.begin():
+            self._clock.synchronise(connection)
 
     def _unseen(self, submissions: Sequence[Submission]) -> list[User]:
         oldest = time.monotonic() - _USER_SECONDS
