@@ -1,11 +1,11 @@
 """What a database that refuses to be connected to leaves behind."""
 
 import gc
-import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
@@ -49,9 +49,9 @@ def test_refused_connections_leave_no_open_socket_to_the_garbage_collector() -> 
         refused(engine)
         gc.disable()
         try:
-            before = len(os.listdir("/proc/self/fd"))
+            before = len(list(Path("/proc/self/fd").iterdir()))
             for _ in range(10):
                 refused(engine)
-            assert len(os.listdir("/proc/self/fd")) <= before + 1
+            assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
         finally:
             gc.enable()
