@@ -31,6 +31,10 @@ MAX_ATTRIBUTE_BYTES = 1_024
 MAX_EVENT_BYTES = (4 << 20) - (16 << 10)
 #: So many characters are never more bytes than that.
 _SURELY_FITS = MAX_EVENT_BYTES // 4
+#: How many times its size a large Struct may take as JSON, which writes a control character with
+#: six; what is small may take what it likes.
+_MAX_EXPANSION = 4
+_SMALL_TEXT = 64 << 10
 #: How far a producer's clock may be ahead.
 MAX_AHEAD = timedelta(hours=1)
 
@@ -205,10 +209,17 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
         value = _struct_value(event.payload, 1)
         text = orjson.dumps(value).decode()
         jsontext.check(value, text)
+        _check_growth(text, event.payload)
     except JsonRefused as error:
         violations.append(error.below(form))
         return None, "null"
     return value, text
+
+
+def _check_growth(text: str, struct: Struct) -> None:
+    """Raise JsonRefused when a Struct is much larger as JSON, by its control characters."""
+    if len(text) > _SMALL_TEXT and len(text) > _MAX_EXPANSION * struct.ByteSize():
+        raise JsonRefused("", "holds too many control characters")
 
 
 def _struct_value(struct: Struct, depth: int) -> dict[str, Any]:
