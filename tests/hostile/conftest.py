@@ -1,5 +1,41 @@
-"""Fixtures of the hostile tests: the service on both databases, and empty databases."""
+"""Fixtures of the hostile tests: servers on both databases, each looked at after every test.
 
-from tests.kit.server import alice, bob, service, start_service, store, store_url
+HOSTILE_FACTOR multiplies the cases of the fuzzers; the long form takes 100.
+"""
 
-__all__ = ["alice", "bob", "service", "start_service", "store", "store_url"]
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.vitals import staying_well
+from tests.kit.server import Service, Start, alice, bob, running, service, store, store_url
+
+__all__ = ["alice", "bob", "service", "store", "store_url"]
+
+
+@pytest.fixture(autouse=True)
+def _stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test on the shared server: a good call succeeds, and all is as it was."""
+    if "service" not in request.fixturenames:
+        yield
+        return
+    with staying_well(request.getfixturevalue("service")):
+        yield
+
+
+@pytest.fixture
+def start_service(tmp_path: Path) -> Iterator[Start]:
+    """Start servers of the test's own; they must stay well, too, and are ended with it."""
+    with ExitStack() as opened:
+        numbers = count()
+
+        def start(env: Mapping[str, str], command: str = "serve") -> Service:
+            folder = tmp_path / f"server-{next(numbers)}"
+            started = opened.enter_context(running(folder, env, command))
+            opened.enter_context(staying_well(started))
+            return started
+
+        yield start

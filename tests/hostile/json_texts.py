@@ -3,6 +3,9 @@
 Each text is UTF-8 text already: bytes that are none never get past protobuf (see test_wire.py).
 """
 
+import math
+from typing import Any
+
 
 def _words(text: str) -> list[str]:
     return text.split()
@@ -155,3 +158,16 @@ UNDECIDED = {
     f"[{','.join(['1e308'] * 1_000)}]": ("", _MANY),
     f"[{','.join(['1e-300'] * 1_000)}]": ("", _MANY),
 }
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in kind and value; PostgreSQL's JSONB alone does not know of a negative zero."""
+    if isinstance(one, float) or isinstance(other, float):
+        return math.isclose(one, other, rel_tol=0, abs_tol=0)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

@@ -3,11 +3,10 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ingest.v1 import event_pb2
 from ingest.v1.event_pb2 import EventInput
-from tests.hostile.json_texts import MALFORMED, UNDECIDED, VALID
+from tests.hostile.json_texts import MALFORMED, UNDECIDED, VALID, same
 from tests.kit.caller import Caller, event, refused
 
 NOT_JSON = "must be JSON text (RFC 8259) without NaN, Infinity and lone surrogates"
@@ -104,19 +103,6 @@ def test_no_text_grows_to_more_than_four_times_its_size(alice: Caller) -> None:
             answer.receipts[0].event_id, payload_format=event_pb2.PAYLOAD_FORMAT_JSON
         )
         assert len(stored.payload_json) <= 4 * len(text), text[:20]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal in kind and value; PostgreSQL's JSONB alone does not know of a negative zero."""
-    if isinstance(one, float) or isinstance(other, float):
-        return math.isclose(one, other, rel_tol=0, abs_tol=0)
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def nested_struct(levels: int) -> EventInput:

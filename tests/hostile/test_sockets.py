@@ -2,24 +2,21 @@
 
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
+from ingest.v1 import ingest_service_pb2 as pb
+from tests.hostile.frames import PREFACE, SETTINGS, connections, frame, literal, message
+from tests.hostile.vitals import rss
+from tests.kit.caller import Caller, event
 from tests.kit.server import Service
+from tests.kit.waiting import eventually
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 #: The first bytes of a TLS 1.2 hello.
 HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(193)
-
-
-def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    length = struct.pack("!I", len(payload))[1:]
-    return length + bytes([kind, flags]) + struct.pack("!I", stream) + payload
 
 
 def headers_and_reset(count: int) -> bytes:
@@ -29,6 +26,14 @@ def headers_and_reset(count: int) -> bytes:
         frame(1, 4, 2 * number + 1, block) + frame(3, 0, 2 * number + 1, b"\0\0\0\x08")
         for number in range(count)
     )
+
+
+def hpack_bomb() -> bytes:
+    """One field of 4,000 bytes in the table, and a request that names it 16,000 times."""
+    stored = b"\x40" + literal("x", "y" * 4_000)[1:]
+    first = frame(1, 5, 1, b"\x83\x86\x44\x01/" + stored)
+    block = b"\x83\x86\x44\x01/" + b"\xbe" * 16_000
+    return first + b"".join(frame(1, 5, number, block) for number in range(3, 43, 2))
 
 
 OPEN = PREFACE + SETTINGS + frame(1, 1, 1, b"\x83\x86\x44\x01/")
@@ -48,6 +53,14 @@ SPOKEN = {
     "window update of 0": PREFACE + SETTINGS + frame(8, 0, 0, bytes(4)),
     "window overflow": PREFACE + SETTINGS + frame(8, 0, 0, b"\x7f\xff\xff\xff") * 2,
     "bad HPACK": PREFACE + SETTINGS + frame(1, 5, 1, b"\xff" * 50),
+    "HPACK bomb": PREFACE + SETTINGS + hpack_bomb(),
+    "HPACK table of 4 GB": PREFACE + SETTINGS + frame(1, 5, 1, b"\x3f\xe1\xff\xff\xff\x0f\x83"),
+    "HPACK text without end": PREFACE + SETTINGS + frame(1, 5, 1, b"\0\x7f\xff\xff\xff\xff\x07x"),
+    "data without headers": PREFACE + SETTINGS + frame(0, 1, 1, b"x" * 1_000) * 100,
+    "padding beyond the frame": PREFACE + SETTINGS + frame(0, 8, 1, b"\xff"),
+    "answers to nothing": PREFACE + SETTINGS + frame(4, 1, 0) * 5_000 + frame(6, 1, 0, bytes(8)),
+    "GOAWAY again and again": PREFACE + SETTINGS + frame(7, 0, 0, bytes(8)) * 5_000,
+    "unknown frames": PREFACE + SETTINGS + frame(99, 255, 1, b"x" * 100) * 5_000,
     "resets": PREFACE + SETTINGS + headers_and_reset(2_000),
     "pings": PREFACE + SETTINGS + frame(6, 0, 0, bytes(8)) * 5_000,
     "settings flood": PREFACE + SETTINGS * 5_000,
@@ -104,6 +117,59 @@ def test_silent_connections_cost_nobody_anything(service: Service) -> None:
             made.close()
 
 
-def rss(service: Service) -> int:
-    with open(f"/proc/{service.process.pid}/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * 4_096
+#: Headers that no gRPC client sends, whether the message claims to be compressed, and how the call
+#: ends. INTERNAL (13) is gRPC's own word for headers that it cannot read, before any code of ours.
+HEADERS = {
+    "unknown compression": ({"grpc_encoding": "zstd"}, True, "13"),
+    "compression that is not named": ({}, True, "13"),
+    "another content type": ({"content_type": "application/json"}, False, "0"),
+    "no content type": ({"content_type": ""}, False, "0"),
+    "GET": ({":method": "GET"}, False, "reset"),
+    "a time-out that is none": ({"grpc_timeout": "soon"}, False, "13"),
+    "a negative time-out": ({"grpc_timeout": "-1S"}, False, "13"),
+    "a time-out without end": ({"grpc_timeout": "99999999H"}, False, "0"),
+    "an odd scheme": ({":scheme": "ftp"}, False, "13"),
+    "a line break in a value": ({"x_odd": "a\r\nb"}, False, "0"),
+    "capitals in a name": ({"X_Odd": "a"}, False, "13"),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_odd_headers_end_a_call_or_change_nothing(service: Service, name: str) -> None:
+    fields, compressed, expected = HEADERS[name]
+    alice = service.caller()
+    wire = pb.SubmitEventRequest(event=event()).SerializeToString()
+
+    body = message(wire, compressed=compressed)
+    assert ended(service, alice, "SubmitEvent", body, **fields) == expected
+    assert sum(alice.counts().values()) == (expected == "0")
+
+
+def ended(service: Service, caller: Caller, method: str, body: bytes, **fields: str) -> str:
+    """Make a call and return its status."""
+    with connections(service.port, 1) as (connection,):
+        stream = connection.open(method, caller, body, end=True, **fields)
+        eventually(lambda: stream in connection.ended())
+        return connection.ended()[stream]
+
+
+SUBMIT = message(pb.SubmitEventRequest(event=event()).SerializeToString())
+STREAM = message(pb.StreamEventsRequest(events=[event()]).SerializeToString())
+#: Bodies that no gRPC client sends, and how their calls end. Like a broken connection, half a
+#: message is the end of a stream: the answer counts what came before.
+BODIES = {
+    "two messages": ("SubmitEvent", SUBMIT * 2, "0"),
+    "a message and more": ("SubmitEvent", SUBMIT + b"\0\0", "0"),
+    "a length of 4 GB": ("SubmitEvent", b"\0\xff\xff\xff\xff" + SUBMIT, "8"),
+    "half a message in a stream": ("StreamEvents", STREAM + STREAM[:-3], "0"),
+    "a length of 4 GB in a stream": ("StreamEvents", STREAM + b"\0\xff\xff\xff\xff", "8"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_an_odd_body_ends_its_call(service: Service, name: str) -> None:
+    method, body, expected = BODIES[name]
+    alice = service.caller()
+
+    assert ended(service, alice, method, body) == expected
+    assert sum(alice.counts().values()) <= 1

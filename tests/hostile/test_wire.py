@@ -1,10 +1,6 @@
 """Bytes that are no message, messages that are no call, and calls with odd conditions."""
 
 import gzip
-import random
-import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -13,17 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.v1 import ingest_service_pb2 as pb
-from ingest.v1.event_pb2 import EVENT_STATUS_PENDING, PAYLOAD_FORMAT_JSON, EventInput
-from tests.kit.caller import Caller, event, refusal_of, refused
+from tests.hostile.vitals import rss
+from tests.kit.caller import Caller, event, refused
 from tests.kit.server import Service
 from tests.kit.waiting import eventually
 
 UNARY = ("SubmitEvent", "BatchSubmitEvents", "GetEvent", "ListEvents", "GetEventCounts")
-#: What the fuzzer may hear; anything else, INTERNAL and UNKNOWN above all, is a fault.
-ALLOWED = {
-    *(grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND),
-    grpc.StatusCode.ALREADY_EXISTS,
-}
 CORRUPT = {
     "truncated varint": b"\x0a\xff",
     "length beyond the end": b"\x0a\x7fabc",
@@ -118,11 +109,6 @@ def test_many_small_bombs_leave_the_server_as_it_was(service: Service, alice: Ca
     assert alice.is_served()
 
 
-def rss(service: Service) -> int:
-    with open(f"/proc/{service.process.pid}/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * 4_096
-
-
 @pytest.mark.parametrize("size", [12_000, 100_000])
 def test_metadata_that_is_too_large_is_always_refused(alice: Caller, size: int) -> None:
     """Never at random: the soft limit and the hard one are equal."""
@@ -171,26 +157,6 @@ def test_without_time_left_nothing_is_begun(alice: Caller, timeout: float) -> No
     assert alice.counts() == {}
 
 
-def test_a_hundred_streams_that_say_nothing_disturb_nobody(service: Service) -> None:
-    alice, silence = service.caller(), threading.Event()
-
-    def silent() -> Iterator[pb.StreamEventsRequest]:
-        silence.wait(15)
-        yield pb.StreamEventsRequest()
-
-    with grpc.insecure_channel(service.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        quiet = Caller(channel, alice.token)
-        open_streams = [
-            quiet.stub.StreamEvents.future(silent(), metadata=quiet.metadata) for _ in range(95)
-        ]
-        started = time.monotonic()
-        assert all(alice.is_served() for _ in range(10))
-        assert time.monotonic() - started < 5
-        codes = {stream.code() for stream in open_streams}
-        silence.set()
-    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
-
-
 def test_five_hundred_cancelled_streams_leave_the_server_well(service: Service) -> None:
     alice, before = service.caller(), rss(service)
     message = pb.StreamEventsRequest(events=[event()])
@@ -208,79 +174,6 @@ def test_five_hundred_cancelled_streams_leave_the_server_well(service: Service) 
 
     eventually(is_served_again, timeout=10)
     assert rss(service) - before < 60 << 20
-
-
-def seeds() -> dict[str, list[bytes]]:
-    """Good requests of every method, to be spoilt."""
-    rich = event("t", source="s", idempotency_key="k", attributes={"a": "b"}, payload={"a": [1]})
-    struct = EventInput(type="t")
-    struct.payload.fields["a"].list_value.values.add().number_value = 1
-    struct.occurred_at.GetCurrentTime()
-    return {
-        "SubmitEvent": [
-            pb.SubmitEventRequest(event=one).SerializeToString() for one in (rich, struct)
-        ],
-        "BatchSubmitEvents": [
-            pb.BatchSubmitEventsRequest(events=[rich, struct]).SerializeToString()
-        ],
-        "GetEvent": [
-            pb.GetEventRequest(event_id="01980000-0000-7000-8000-000000000001").SerializeToString(),
-            pb.GetEventRequest(
-                idempotency_key="k", payload_format=PAYLOAD_FORMAT_JSON
-            ).SerializeToString(),
-        ],
-        "ListEvents": [
-            pb.ListEventsRequest(
-                page_size=5,
-                status=EVENT_STATUS_PENDING,
-                type="t",
-                received_after=struct.occurred_at,
-            ).SerializeToString()
-        ],
-        "GetEventCounts": [
-            pb.GetEventCountsRequest(received_before=struct.occurred_at).SerializeToString()
-        ],
-    }
-
-
-def mutate(wire: bytes, rng: random.Random) -> bytes:
-    spoilt = bytearray(wire)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(spoilt) + 1)
-        kind = rng.randrange(5)
-        if kind == 0 and at < len(spoilt):
-            spoilt[at] ^= 1 << rng.randrange(8)
-        elif kind == 1 and at < len(spoilt):
-            spoilt[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF))
-        elif kind == 2:
-            spoilt[at:at] = rng.randbytes(rng.randint(1, 6))
-        elif kind == 3:
-            del spoilt[at : at + rng.randint(1, 8)]
-        else:
-            spoilt[at:at] = spoilt[: rng.randint(1, 20)]
-    return bytes(spoilt)
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
-def test_a_thousand_spoilt_messages_are_answered_or_refused(service: Service, seed: int) -> None:
-    """On each database five thousand in all; a few dozen are under way at a time."""
-    alice, rng, good = service.caller(), random.Random(seed), seeds()  # noqa: S311
-    calls = {
-        name: service.channel.unary_unary(f"/ingest.v1.IngestService/{name}", _same, _same)
-        for name in UNARY
-    }
-    for _ in range(20):
-        under_way = [
-            calls[name].future(
-                mutate(rng.choice(good[name]), rng), metadata=alice.metadata, timeout=10
-            )
-            for name in rng.choices(UNARY, weights=(4, 3, 1, 1, 1), k=50)
-        ]
-        for call in under_way:
-            error = call.exception()
-            if isinstance(error, grpc.RpcError):
-                assert refusal_of(error).code in ALLOWED
-    assert alice.is_served()
 
 
 @settings(

@@ -1,0 +1,57 @@
+"""What must be as before after every bad input: the process, its memory, connections and log."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.kit.server import Service
+from tests.kit.waiting import eventually
+
+#: What one test may leave behind: pools and caches fill up, and freed memory is kept for the next.
+_MORE_DESCRIPTORS = 12
+_MORE_BYTES = 100 << 20
+
+
+def rss(service: Service) -> int:
+    """Return how many bytes of memory the server holds."""
+    pages = Path(f"/proc/{service.process.pid}/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors(service: Service) -> int:
+    """Return how many files and connections the server has open."""
+    return len(os.listdir(f"/proc/{service.process.pid}/fd"))  # noqa: PTH208  # only their number
+
+
+def complaints(service: Service, since: int) -> list[str]:
+    """Return what the server logged as an error of its own, from this byte of the log on.
+
+    Whoever was answered INTERNAL or UNKNOWN, read or unread, has left a line here. Whose connection
+    broke while an answer was on its way has left gRPC's, and that is no error.
+    """
+    with service.process._stderr.open("rb") as log:
+        log.seek(since)
+        lines = log.read().decode(errors="replace").splitlines()
+    signs = ('"level": "error"', '"level": "critical"', "Traceback")
+    return [
+        line[:500]
+        for line in lines
+        if any(sign in line for sign in signs) and "ExecuteBatchError raised" not in line
+    ]
+
+
+@contextmanager
+def staying_well(service: Service) -> Iterator[None]:
+    """Have a server afterwards as it was before: it serves at once, and has kept nothing."""
+    log = service.process._stderr.stat().st_size
+    memory, files = rss(service), descriptors(service)
+    yield
+    if service.process.returncode == 0:
+        return  # the test told it to end
+    assert service.process.returncode is None, service.process.output()
+    if "INGEST_JWT_SECRET" in service.env:
+        assert service.caller().is_served()
+    assert complaints(service, log) == []
+    eventually(lambda: descriptors(service) <= files + _MORE_DESCRIPTORS, timeout=20)
+    assert rss(service) - memory <= _MORE_BYTES
