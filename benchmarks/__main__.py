@@ -38,14 +38,15 @@ def main() -> int:
         about = machine.describe(bench)
         measured = measure(bench, with_limits(names, every), runs)
     found = report.lines(measured)
-    if not options.only:
+    if options.quick and not options.only:
+        report.write(found, report.QUICK_RESULTS)
+    elif not options.only:
         report.write(found)
         draw()
-    if not options.only and not options.quick:
         document.update(found, about)
     print(report.details(found), "", report.table(found), "", sep="\n")
     print(report.correctness(found), report.quietness(found), sep="\n")
-    return int(any(line["faults"] for line in found))
+    return int(any(one.failed or one.faults for one in measured.values()))
 
 
 def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured]:
@@ -61,6 +62,7 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
                 sample = figure.probe(bench)  # type: ignore[misc]  # see above
             except Exception:  # noqa: BLE001  # whatever it is, the other figures go on
                 traceback.print_exc()
+                measured[figure.name].failed += 1
                 print(f"! {figure.name} failed in round {number}", file=sys.stderr)
                 continue
             measured[figure.name].samples.append(sample)

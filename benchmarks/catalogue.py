@@ -76,6 +76,7 @@ def _flow() -> list[Figure]:
             name="end_to_end",
             unit=_RATE,
             probe=flow.end_to_end,
+            limits=("peer_end_to_end",),
             target=Target(least=40_000),
             key=True,
         ),

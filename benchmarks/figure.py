@@ -69,6 +69,8 @@ class Measured:
     samples: list[Sample] = field(default_factory=list)
     #: How busy others kept the machine before each run, in percent of all cores.
     busy: list[float] = field(default_factory=list)
+    #: Runs that ended without a sample.
+    failed: int = 0
 
     def take(self, source: Sample) -> None:
         """Add a run of the figure that this one is a detail of."""
@@ -105,6 +107,7 @@ class Measured:
             "min": _rounded(min(values)),
             "max": _rounded(max(values)),
             "runs": len(values),
+            "failed": self.failed,
             "target": str(figure.target) if figure.target else None,
             "met": figure.target.is_met(self.value, limit) if figure.target else None,
             "busy_before_percent": round(max(self.busy), 1) if self.busy else None,

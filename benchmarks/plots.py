@@ -34,7 +34,7 @@ def load(results: Results, file: Path) -> None:
         _line(streams, {n: _rate(results, f"{prefix}_{n}") for n in _PER_MESSAGE}, label)
     _line(streams, {n: _rate(results, "copy_1000") for n in _PER_MESSAGE}, "raw COPY")
     _style(streams, "Four streams", "events a message", "events/s")
-    streams.set_yscale("log")
+    streams.set(yscale="log", ylim=(1e4, None))
     for percent in (50, 95, 99):
         found = {n: _of(results, f"unary_{n}", f"accept_p{percent}_ms") for n in _IN_FLIGHT}
         _line(latency, found, f"p{percent}")

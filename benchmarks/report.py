@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.figure import Measured
 
 RESULTS = Path(__file__).parent / "results" / "latest.jsonl"
+QUICK_RESULTS = RESULTS.with_name("quick.jsonl")
 #: What others may use of the machine.
 _QUIET_PERCENT = 10
 _HEAD = ("figure", "value", "min", "max", "unit", "limit", "ratio", "target", "met")
@@ -47,6 +48,7 @@ def details(found: Sequence[Mapping[str, Any]]) -> str:
 def correctness(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the line on events lost, doubled or stuck."""
     faults = [f"{line['name']}: {fault}" for line in found for fault in line["faults"]]
+    faults += [f"{line['name']}: {line['failed']} runs failed" for line in found if line["failed"]]
     return "correctness: " + ("; ".join(faults) or "lost 0, doubled 0, stuck 0")
 
 

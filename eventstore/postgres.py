@@ -47,7 +47,12 @@ class _Prepared(NamedTuple):
         """Execute it, and prepare it first where that has not been done."""
         prepared = connection.info.setdefault("prepared", set())
         if self.name not in prepared:
-            connection.exec_driver_sql(f"PREPARE {self.name} ({self.types}) AS {self.text}")
+            try:
+                connection.exec_driver_sql(f"PREPARE {self.name} ({self.types}) AS {self.text}")
+            except BaseException:
+                # A time limit may have struck in between: nobody knows what the server has now.
+                connection.invalidate()
+                raise
             prepared.add(self.name)
         values = ", ".join(["%s"] * len(arguments))
         return connection.exec_driver_sql(f"EXECUTE {self.name} ({values})", tuple(arguments))

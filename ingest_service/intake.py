@@ -124,8 +124,12 @@ class Intake:
     def _help(self, writer: Writer) -> None:
         """Write a group each time that many rows wait, until the end."""
         writer.connect()
-        while self._deep.wait() and not self._draining:
+        while True:
+            self._deep.wait()
+            # Cleared before the end is looked for: `drain` marks the end first, and then sets this.
             self._deep.clear()
+            if self._draining:
+                break
             if group := self._next_group(self._taken()):
                 self._write(writer, group)
         writer.disconnect()

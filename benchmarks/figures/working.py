@@ -25,7 +25,7 @@ def work(bench: Bench, *, rows: int, group: int, count: int = 1) -> Sample:
         dispatch(bench, database, group=group)
         before = database.counters().wal_bytes
         with bench.workers(database, count=count) as workers:
-            eventually(lambda: database.pending() == 0, timeout=120, interval=0.2)
+            eventually(lambda: not database.any_pending(), timeout=120, interval=0.5)
             rss = sum(peak_rss_mb(worker.pid) for worker in workers)
         return Sample(
             value=rate(database),

@@ -1,0 +1,87 @@
+"""The intake with its two writers, straight against PostgreSQL."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
+
+import psycopg2
+import pytest
+
+from eventstore.clock import DatabaseClock
+from eventstore.engine import build_engine
+from eventstore.settings import Settings
+from eventstore.values import KeysByUser, NewEvent, Submission, User
+from ingest_service.ids import EventIds
+from ingest_service.intake import Intake
+from ingest_service.writer import Writer
+
+USER = User(id="455b8390-491e-526d-b01a-c5f903b198f7", issuer="i", subject="s", email="")
+IDS = EventIds()
+
+
+def submission(events: int) -> Submission:
+    now = datetime.now(UTC)
+    ids = IDS.take(int(now.timestamp() * 1000), events)
+    rows = [
+        NewEvent(USER.id, next(ids), "a", "", "", "", b"", now, now, "", "null")
+        for _ in range(events)
+    ]
+    return Submission(user=USER, events=rows, atomic=False, size=100 * events)
+
+
+@asynccontextmanager
+async def intake(
+    url: str, dispatch: Callable[[KeysByUser], None] = lambda _keys: None
+) -> AsyncIterator[Intake]:
+    engine = build_engine(url, name="test-intake", pool_size=2, keyed=True)
+    clock = DatabaseClock()
+    writers = [Writer(engine, clock, grace_seconds=60) for _ in range(2)]
+    started = Intake(writers, Settings(), dispatch)
+    started.start()
+    try:
+        yield started
+    finally:
+        async with asyncio.timeout(20):
+            await started.drain()
+        engine.dispose()
+
+
+def cut_all(url: str) -> int:
+    """End the writers' sessions, as a restart or a firewall does; returns how many there were."""
+    with closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+            " WHERE application_name = 'test-intake' AND datname = current_database()"
+        )
+        return int(cursor.fetchall()[0][0])
+
+
+def test_a_burst_after_the_sessions_were_cut_is_stored_by_both_writers(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In production a connection that rested for ten seconds is tested before it is used.
+    monkeypatch.setattr("ingest_service.writer._REST_SECONDS", 0.0)
+
+    async def bursts() -> None:
+        async with intake(database_url) as started:
+            await asyncio.gather(*(started.submit(submission(100)) for _ in range(40)))
+            assert cut_all(database_url) == 2
+            await asyncio.gather(*(started.submit(submission(100)) for _ in range(40)))
+
+    asyncio.run(bursts())
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM events")
+        assert cursor.fetchall() == [(8_000,)]
+
+
+def test_an_intake_ends_whenever_it_is_told_to(database_url: str) -> None:
+    """The second writer may have been called a moment before the end, with nothing left to do."""
+
+    async def once() -> None:
+        async with intake(database_url) as started:
+            await asyncio.gather(*(started.submit(submission(300)) for _ in range(4)))
+            started._deep.set()
+
+    for _ in range(30):
+        asyncio.run(once())
