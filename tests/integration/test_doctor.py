@@ -77,9 +77,7 @@ def test_a_listener_in_the_clear_is_a_warning(env: dict[str, str]) -> None:
     assert found["listener"][0] == "warn"
 
 
-def test_events_that_nobody_processes_are_a_warning(
-    env: dict[str, str], database_url: str
-) -> None:
+def test_events_that_nobody_processes_are_a_warning(env: dict[str, str], database_url: str) -> None:
     code, found = examine(env, "--allow-unsafe-durability")
     assert (code, found["backlog"][0]) == (0, "ok")
 
