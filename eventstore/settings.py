@@ -105,8 +105,9 @@ class Settings(BaseSettings):
     )
     read_threads: int = Field(4, ge=1, le=64, description="threads and connections for reading")
 
+    #: Two, because one leaves a core idle each time that it waits for the database.
     worker_processes: int = Field(
-        1, ge=1, le=256, description="processes of `ingest-service worker`"
+        2, ge=1, le=256, description="processes of `ingest-service worker`"
     )
     worker_threads: int = Field(4, ge=1, le=64, description="threads of each worker process")
     chunk_rows: int = Field(500, ge=1, le=5_000, description="most event keys in one message")

@@ -52,10 +52,9 @@ class WakingRedisBroker(RedisBroker):
         if message.queue_name == QUEUE:
             # If this is lost the message is found a moment later.
             with suppress(redis.RedisError, OSError):
-                wake = self.client.pipeline(transaction=False)
-                wake.lpush(_WAKE, 1)
-                wake.ltrim(_WAKE, 0, _MOST_WAKES)
-                wake.execute()
+                if self.client.lpush(_WAKE, 1) > _MOST_WAKES:
+                    # Nobody is idle, or nobody is there.
+                    self.client.ltrim(_WAKE, 0, _MOST_WAKES // 2)
         return sent
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:

@@ -215,7 +215,8 @@ class Rig:
             f"worker{number}",
             [SERVICE, "worker"],
             self.folder / f"worker{number}",
-            env=self.environment(self.worker_lines[number]),
+            # One process each, so that a fault meets all of a worker and nothing of its neighbour.
+            env=self.environment(self.worker_lines[number], INGEST_WORKER_PROCESSES="1"),
             ready=lambda process: "worker_started" in process.stderr(),
         )
 
