@@ -5,6 +5,7 @@
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -151,6 +152,10 @@ def rig(rigs: list[Rig], request: pytest.FixtureRequest) -> Iterator[Rig]:
     except (AssertionError, RuntimeError, OSError):
         sound = False
     if not sound:
+        # What its processes said is the only witness of what happened.
+        logs = request.config.rootpath / "build" / "faults-logs" / request.node.name
+        shutil.rmtree(logs, ignore_errors=True)
+        shutil.copytree(rigs[0].folder, logs)
         rigs.pop().close()
 
 

@@ -11,6 +11,7 @@ from tests.faults.ledger import Ledger, StoredRow
 from tests.faults.supervisor import Member
 
 _PENDING, _PROCESSED = 1, 2
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n)+.*")
 #: Most examples of one kind that are told.
 _MOST = 5
 
@@ -113,7 +114,7 @@ class LogWatch:
         """Return unexpected lines at ERROR or above, and tracebacks."""
         patterns = (*EXPECTED_LINES, *map(re.compile, allowed))
         found = [
-            f"unexpected line: {name}: {line[:300]}"
+            f"unexpected line: {name}: {line[:2000]}"
             for name, line in self._new_lines()
             if _is_error(line) and not any(pattern.search(line) for pattern in patterns)
         ]
@@ -135,8 +136,11 @@ class LogWatch:
         for path in self._files():
             with path.open("rb") as file:
                 file.seek(self._sizes.get(path, 0))
-                for line in file.read().decode(errors="replace").splitlines():
-                    yield path.parent.name, line
+                text = file.read().decode(errors="replace")
+            # A traceback is one line up to its exception, which alone says what it is about.
+            joined = _TRACEBACK.sub(lambda found: found[0].replace("\n", " | "), text)
+            for line in joined.splitlines():
+                yield path.parent.name, line
 
     def _files(self) -> list[Path]:
         return [path for member in self._members for path in sorted(member.folder.glob("*.err"))]
