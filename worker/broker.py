@@ -8,7 +8,6 @@ import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import ShutdownNotifications, TimeLimit
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -100,8 +99,9 @@ def build_broker(url: str, *, consumer: bool = False) -> dramatiq.Broker:
     Nothing is retried by Dramatiq or by the Redis client: an error means "unknown", the row stays
     PENDING, and the sweeper finds it. Raises SettingsError for another scheme.
     """
-    # No Retries and no AgeLimit: retries live in the row, and waiting is no failure.
-    chain = [TimeLimit(), ShutdownNotifications()]
+    # No Retries and no AgeLimit: retries live in the row, and waiting is no failure. No TimeLimit:
+    # see timelimit.py.
+    chain: list[dramatiq.Middleware] = []
     scheme = url.partition("://")[0]
     if scheme in {"redis", "rediss"}:
         timeout = _CONSUMER_TIMEOUT if consumer else _PRODUCER_TIMEOUT

@@ -10,8 +10,6 @@ import uuid
 from collections.abc import Sequence
 
 import structlog
-from dramatiq.middleware import Interrupt
-from dramatiq.middleware.time_limit import TimeLimitExceeded
 from sqlalchemy import Connection, Engine
 
 from eventstore import processing
@@ -19,6 +17,7 @@ from eventstore.clock import DatabaseClock
 from eventstore.errors import PermanentStorageError, TransientStorageError, storage_errors
 from eventstore.values import EventKey, EventStatus, Finished, PendingEvent, Postponed
 from worker.pipeline import Enricher, process
+from worker.timelimit import OutOfTime
 
 log = structlog.get_logger()
 
@@ -122,10 +121,8 @@ class Processor:
         for event in events:
             try:
                 finished.append(process(event, now=now, enrichers=self._enrichers))
-            except TimeLimitExceeded:
+            except OutOfTime:
                 raise _EventFailure(event, "processing ran out of time") from None
-            except Interrupt:
-                raise
             except Exception as error:  # noqa: BLE001  # an enricher may raise anything
                 log.warning("event_postponed", event_id=event.key.id, error=type(error).__name__)
                 reason = f"processing failed: {type(error).__name__}"

@@ -7,12 +7,10 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import dramatiq
 import structlog
 from dramatiq.middleware import Middleware
-from dramatiq.middleware.time_limit import TimeLimitExceeded
 from sqlalchemy import Engine
 
 from eventstore.errors import TransientStorageError
@@ -23,6 +21,7 @@ from worker.dispatch import PROCESS_ACTOR, RECOVER_ACTOR, Dispatcher
 from worker.pipeline import installed_enrichers
 from worker.processor import Processor
 from worker.sweeper import Sweeper
+from worker.timelimit import OutOfTime, TimeLimit
 
 log = structlog.get_logger()
 
@@ -42,7 +41,7 @@ class Runtime(Middleware):
         """Build the parts; nothing connects and no thread starts yet."""
         self._engine = engine
         self._broker = broker
-        self._time_limit_ms = int(settings.lease_seconds * 1_000 * _TIME_SHARE)
+        self._limit = TimeLimit(settings.lease_seconds * _TIME_SHARE)
         self._processor = Processor(
             engine,
             enrichers=installed_enrichers(),
@@ -55,11 +54,11 @@ class Runtime(Middleware):
 
     def install(self) -> None:
         """Declare the actors on the broker, and have it start and stop the sweeper."""
-        options: dict[str, Any] = {"broker": self._broker, "time_limit": self._time_limit_ms}
-        dramatiq.actor(actor_name=PROCESS_ACTOR, queue_name=QUEUE, **options)(self._process_events)
-        dramatiq.actor(actor_name=RECOVER_ACTOR, queue_name=RECOVERY_QUEUE, **options)(
-            self._recover_events
-        )
+        for name, queue, function in (
+            (PROCESS_ACTOR, QUEUE, self._process_events),
+            (RECOVER_ACTOR, RECOVERY_QUEUE, self._recover_events),
+        ):
+            dramatiq.actor(broker=self._broker, actor_name=name, queue_name=queue)(function)
         self._broker.add_middleware(self)
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
@@ -70,6 +69,7 @@ class Runtime(Middleware):
         gc.set_threshold(_GARBAGE)
         self._parent = os.getppid()
         threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
+        self._limit.start()
         self.sweeper.start()
         log.info("worker_started")
 
@@ -83,12 +83,12 @@ class Runtime(Middleware):
 
     def _process_events(self, keys: object) -> None:
         """Actor: the first delivery of committed events."""
-        with self._until_swept():
+        with self._until_swept(), self._limit.limited():
             self._processor.first_delivery(parse_keys(keys))
 
     def _recover_events(self, keys: object, attempts: object) -> None:
         """Actor: another attempt at events that the sweeper found."""
-        with self._until_swept():
+        with self._until_swept(), self._limit.limited():
             if not isinstance(attempts, int):
                 raise ValueError("attempts must be a number")
             self._processor.recover(parse_keys(keys), attempts=attempts)
@@ -100,7 +100,7 @@ class Runtime(Middleware):
             yield
         except TransientStorageError as error:
             log.warning("message_dropped", reason="storage", error=str(error))
-        except TimeLimitExceeded:
+        except OutOfTime:
             # Not in one event's pipeline (that is noted in its row): the database was slow, or this
             # process stood still.
             log.warning("message_dropped", reason="out of time")
