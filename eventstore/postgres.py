@@ -45,17 +45,22 @@ class _Prepared(NamedTuple):
 
     def run(self, connection: Connection, arguments: Sequence[Any]) -> Any:
         """Execute it, and prepare it first where that has not been done."""
+        execute = self.call(connection, len(arguments))
+        return connection.exec_driver_sql(execute, tuple(arguments))
+
+    def call(self, connection: Connection, count: int) -> str:
+        """Return the statement that executes it with `count` values; it is prepared by then."""
         prepared = connection.info.setdefault("prepared", set())
         if self.name not in prepared:
             try:
-                connection.exec_driver_sql(f"PREPARE {self.name} ({self.types}) AS {self.text}")
+                with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
+                    cursor.execute(f"PREPARE {self.name} ({self.types}) AS {self.text}")
             except BaseException:
                 # A time limit may have struck in between: nobody knows what the server has now.
                 connection.invalidate()
                 raise
             prepared.add(self.name)
-        values = ", ".join(["%s"] * len(arguments))
-        return connection.exec_driver_sql(f"EXECUTE {self.name} ({values})", tuple(arguments))
+        return f"EXECUTE {self.name} ({', '.join(['%s'] * count)})"
 
 
 #: One event alone: in one round trip, where COPY takes two.
@@ -121,12 +126,19 @@ _GAP_MS = 50
 
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
-    """Write the rows with one COPY inside the connection's transaction, and one alone without."""
+    """Write the rows with one COPY inside the connection's transaction, and one alone without.
+
+    Both go through a plain cursor: SQLAlchemy's handling of a statement takes as long as the rest
+    of what is done here for one event.
+    """
     if len(rows) == 1:
         user, id_, type_, source, subject, key, _, occurred_at, at, attributes, payload = rows[0]
-        times = (at, occurred_at, next_attempt)
+        times = (str(at), str(occurred_at), str(next_attempt))
         texts = (type_, source, subject, key or None, attributes or None, payload)
-        _INSERT_ONE.run(connection, (user, id_, *times, *texts))
+        values = (user, id_, *times, *texts)
+        statement = _INSERT_ONE.call(connection, len(values))
+        with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
+            cursor.execute(statement, values)
         return
     due = str(next_attempt)
     lines = []

@@ -27,9 +27,8 @@ class EventKey(NamedTuple):
 KeysByUser = dict[str, list[str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class User:
-    """The caller on whose behalf events are stored."""
+class User(NamedTuple):
+    """The caller on whose behalf events are stored; a NamedTuple, because it is hashed often."""
 
     #: UUID version 5 of issuer and subject, so that nobody has to look it up.
     id: str

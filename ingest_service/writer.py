@@ -4,7 +4,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 
 import structlog
@@ -100,7 +100,7 @@ class Writer:
             connection = self._connected()
             one = is_one_statement(connection, submissions, unseen)
             self._set_autocommit(connection, autocommit=one)
-            with connection.begin():
+            with nullcontext() if one else connection.begin():
                 verdicts, rows = accept(
                     connection,
                     submissions,

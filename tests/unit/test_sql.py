@@ -13,8 +13,6 @@ ALLOWED = {
     ("eventstore/postgres.py", "self.name"),
     ("eventstore/postgres.py", "self.types"),
     ("eventstore/postgres.py", "self.text"),
-    # `%s, %s, ...`: as many as there are arguments.
-    ("eventstore/postgres.py", "values"),
     # A function's body knows no parameters; the name comes from quote_ident.
     ("eventstore/migrations/versions/0001_initial.py", "schema"),
     ("eventstore/migrations/versions/0002_fillfactor.py", "schema"),
