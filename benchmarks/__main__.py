@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +13,18 @@ from benchmarks.catalogue import figures
 from benchmarks.figure import Figure, Measured, with_limits
 from benchmarks.peers.environment import PeerMissingError, peer_python
 from benchmarks.stack import Bench, open_bench
+from benchmarks.usage import adopt_orphans
+from tests.kit.services import MissingServerError
 
 _FULL_RUNS = 5
 
 
 def main() -> int:
-    """Run the benchmark; returns the exit code, 1 when an event was lost, doubled or stuck."""
+    """Run the benchmark.
+
+    Returns the exit code: 1 when an event was lost, doubled, altered or stuck, or a figure or plot
+    is missing; 2 when nothing can be measured.
+    """
     options = _parse()
     every = figures()
     if options.list:
@@ -33,20 +40,30 @@ def main() -> int:
     if unknown:
         print(f"unknown figures: {', '.join(sorted(unknown))}; see --list", file=sys.stderr)
         return 2
+    if shutil.which("h2load") is None:
+        print("h2load is missing: install nghttp2-client (Debian, Ubuntu)", file=sys.stderr)
+        return 2
     runs = options.runs or (1 if options.quick else _FULL_RUNS)
-    with open_bench(quick=options.quick) as bench:
-        about = machine.describe(bench)
-        measured = measure(bench, with_limits(names, every), runs)
-    found = report.lines(measured)
+    adopt_orphans()
+    try:
+        with open_bench(quick=options.quick) as bench:
+            about = machine.describe(bench)
+            measured = measure(bench, with_limits(names, every), runs)
+    except MissingServerError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found, missing = report.lines(measured), report.not_measured(measured)
+    drawn = True
     if options.quick and not options.only:
         report.write(found, report.QUICK_RESULTS)
     elif not options.only:
         report.write(found)
-        draw()
-        document.update(found, about)
+        drawn = draw()
+        document.update(found, missing, about)
     print(report.details(found), "", report.table(found), "", sep="\n")
-    print(report.correctness(found), report.quietness(found), sep="\n")
-    return int(any(one.failed or one.faults for one in measured.values()))
+    print(report.correctness(found, missing), report.quietness(found), sep="\n")
+    wrong = any(one.failed or one.faults for one in measured.values())
+    return int(wrong or bool(missing) or not drawn)
 
 
 def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured]:
@@ -56,8 +73,8 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
         todo = [f for f in chosen if f.probe is not None and number <= f.most_runs]
         random.shuffle(todo)
         for figure in todo:
-            measured[figure.name].busy.append(machine.busy_percent())
-            started = time.monotonic()
+            measured[figure.name].busy_before.append(machine.busy_percent())
+            started, others = time.monotonic(), machine.Others()
             try:
                 sample = figure.probe(bench)  # type: ignore[misc]  # see above
             except Exception:  # noqa: BLE001  # whatever it is, the other figures go on
@@ -66,6 +83,7 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
                 print(f"! {figure.name} failed in round {number}", file=sys.stderr)
                 continue
             measured[figure.name].samples.append(sample)
+            measured[figure.name].busy_during.append(others.percent())
             for other in chosen:
                 if other.of and other.of[0] == figure.name:
                     measured[other.name].take(sample)
@@ -79,13 +97,15 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
     return measured
 
 
-def draw() -> None:
-    """Draw the plots beside the results, where matplotlib can be installed."""
+def draw() -> bool:
+    """Draw the plots beside the results; returns whether every panel of them shows something."""
     try:
         command = [peer_python(), "-m", "benchmarks.plots", report.RESULTS, report.RESULTS.parent]
         subprocess.run([str(part) for part in command], check=True)
     except (PeerMissingError, subprocess.CalledProcessError) as error:
-        print(f"! no plots: {error}", file=sys.stderr)
+        print(f"! plots: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _parse() -> argparse.Namespace:

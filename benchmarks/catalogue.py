@@ -7,6 +7,7 @@ from benchmarks.figure import Figure, Target
 from benchmarks.figures import flow, growth, working
 from benchmarks.figures.accept import Shape, accept
 from benchmarks.figures.embedded import embedded
+from benchmarks.figures.sustained import sustained
 from benchmarks.references import limits, mean_latency, peers
 from benchmarks.shapes import GITHUB, MEDIUM, STREAM, STREAMS, UNARY
 
@@ -34,6 +35,10 @@ def figures() -> list[Figure]:
 def _accept() -> list[Figure]:
     return [
         _accepted("stream_100", STREAM[100], "copy_1000", Target(least_ratio=0.80)),
+        _detail(
+            "stream_100_by_x2", _RATE, "stream_100", "events_per_s", None,
+            limit="copy_1000_x2", key=False,
+        ),
         _accepted("stream_10", STREAM[10], "copy_1000"),
         _accepted("stream_1", STREAM[1], "noop_stream_1", Target(least_ratio=0.75)),
         _accepted("stream_100_x1", STREAMS[1], "copy_1000"),
@@ -42,6 +47,10 @@ def _accept() -> list[Figure]:
         _detail("memory_64_streams", "MB", "stream_100_x64", "server_rss_mb", Target(most=200)),
         _accepted("stream_medium", MEDIUM, "copy_medium"),
         _accepted("stream_github", GITHUB, "copy_github", Target(least_ratio=0.80)),
+        _detail(
+            "stream_github_by_x2", _RATE, "stream_github", "events_per_s", None,
+            limit="copy_github_x2", key=False,
+        ),
         Figure(
             name="unary_1",
             unit=_MS,
@@ -53,7 +62,7 @@ def _accept() -> list[Figure]:
         _accepted("unary_8", UNARY[8], "noop_unary_8"),
         _accepted("unary_64", UNARY[64], "noop_unary_64", Target(least_ratio=0.65)),
         _accepted("unary_256", UNARY[256], "noop_unary_256"),
-    ]
+    ]  # fmt: skip
 
 
 def _work() -> list[Figure]:
@@ -61,7 +70,7 @@ def _work() -> list[Figure]:
         Figure(
             name="worker_500",
             unit=_RATE,
-            probe=partial(working.work, rows=200_000, group=500),
+            probe=partial(working.work, rows=200_000, group=500, processes=1),
             limits=("stamp_500",),
             target=Target(least_ratio=0.70),
             key=True,
@@ -84,6 +93,7 @@ def _flow() -> list[Figure]:
             "end_to_end_x_peer", _RATE, "end_to_end", "events_per_s", Target(least_ratio=100),
             limit="peer_end_to_end",
         ),
+        Figure(name="sustained", unit=_RATE, probe=sustained, target=Target(least=40_000)),
         _detail(
             "cpu_per_million", "CPU s", "end_to_end", "cpu_all_s_per_million", Target(most=60)
         ),
@@ -146,7 +156,7 @@ def _growth() -> list[Figure]:
         "growth_10m": partial(growth.growth, rows=10 * _MILLION),
         "growth_pending": partial(growth.growth, rows=_MILLION, pending=True),
     }
-    same = Target(most_ratio=1.2)
+    same, enough = Target(most_ratio=1.2), Target(least_ratio=0.85)
     found = []
     for name, probe in stored.items():
         limit, first = ("growth_0",), name == "growth_0"
@@ -156,10 +166,16 @@ def _growth() -> list[Figure]:
                 unit=_RATE,
                 probe=probe,
                 limits=() if first else limit,
-                target=None if first else Target(least_ratio=0.85),
+                target=None if first else enough,
                 most_runs=1 if name == "growth_10m" else _FEW_RUNS,
             )
         )
+        found.append(
+            _detail(
+                f"{name}_process", _RATE, name, "process_per_s", None if first else enough,
+                limit="" if first else "growth_0_process", key=False,
+            )
+        )  # fmt: skip
         found += [
             _detail(
                 f"{name}_{what}", _MS, name, f"{what}_p50_ms", None if first else same,
@@ -171,15 +187,16 @@ def _growth() -> list[Figure]:
 
 
 def _scaling() -> list[Figure]:
+    """Return the end-to-end rate by server and worker processes, whatever the defaults are."""
     return [
         Figure(
             name=f"scale_{servers}s_{workers}w",
             unit=_RATE,
             probe=partial(flow.end_to_end, servers=servers, workers=workers),
-            limits=("end_to_end",),
+            limits=() if servers == workers == 1 else ("scale_1s_1w",),
             most_runs=_FEW_RUNS,
         )
-        for servers, workers in ((2, 1), (4, 1), (1, 2), (1, 4), (2, 2))
+        for servers, workers in ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2))
     ]
 
 

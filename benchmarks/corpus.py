@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -94,7 +95,10 @@ def _github() -> Corpus:
     try:
         payloads, origin = _github_package(), f"npm {_PACKAGE}"
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"! npm package not available ({type(error).__name__}): vendored sample instead")
+        print(
+            f"! npm package not available ({type(error).__name__}): vendored sample instead",
+            file=sys.stderr,
+        )
         lines = _VENDORED.read_text().splitlines()
         payloads = [(event["type"], event["payload"]) for event in map(json.loads, lines)]
         origin = f"examples/{_VENDORED.name}, one payload of each type"

@@ -9,14 +9,20 @@ from typing import Any
 import psycopg2
 
 _PROCESSED = 2
+_FINAL = """
+SELECT count(*) FROM events
+WHERE status = 2 AND processed_at IS NOT NULL AND properties IS NOT NULL
+  AND lease_token IS NULL AND processing_error IS NULL
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """PostgreSQL's own counters at one moment."""
+    """PostgreSQL's own counters at one moment, both exact at once."""
 
     wal_bytes: int
-    commits: int
+    #: Transactions that wrote something.
+    transactions: int
 
 
 class Database:
@@ -58,12 +64,16 @@ class Database:
         return bool(self.query("SELECT EXISTS (SELECT FROM events WHERE status = 1)")[0][0])
 
     def counters(self) -> Counters:
-        """Read the counters; the commits of ended sessions and those idle for a second are in."""
-        wal, commits = self.query(
+        """Read the counters.
+
+        Transaction ids count what pg_stat_database would tell of only seconds later, when the
+        sessions that wrote have reported it.
+        """
+        wal, transactions = self.query(
             "SELECT pg_current_wal_insert_lsn() - '0/0',"
-            " (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())"
+            " pg_snapshot_xmax(pg_current_snapshot())::text"
         )[0]
-        return Counters(wal_bytes=int(wal), commits=int(commits))
+        return Counters(wal_bytes=int(wal), transactions=int(transactions))
 
     def disk_bytes(self) -> int:
         """Return the size of all event partitions with their indexes and TOAST."""
@@ -105,7 +115,7 @@ class Database:
         if rows > acknowledged:
             found.append(f"doubled: {rows - acknowledged}")
         if processed:
-            final = self.query("SELECT count(*) FROM events WHERE status = 2")[0][0]
+            final = self.query(_FINAL)[0][0]
             if final != rows:
                 found.append(f"stuck: {rows - final}")
         return tuple(found)

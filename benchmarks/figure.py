@@ -67,8 +67,9 @@ class Measured:
 
     figure: Figure
     samples: list[Sample] = field(default_factory=list)
-    #: How busy others kept the machine before each run, in percent of all cores.
-    busy: list[float] = field(default_factory=list)
+    #: How busy others kept the machine before and during each run, in percent of all cores.
+    busy_before: list[float] = field(default_factory=list)
+    busy_during: list[float] = field(default_factory=list)
     #: Runs that ended without a sample.
     failed: int = 0
 
@@ -110,7 +111,8 @@ class Measured:
             "failed": self.failed,
             "target": str(figure.target) if figure.target else None,
             "met": figure.target.is_met(self.value, limit) if figure.target else None,
-            "busy_before_percent": round(max(self.busy), 1) if self.busy else None,
+            "busy_before_percent": _worst(self.busy_before),
+            "busy_during_percent": _worst(self.busy_during),
             "faults": self.faults,
             "detail": self.detail(),
         }
@@ -126,6 +128,10 @@ def with_limits(chosen: Sequence[str], figures: Sequence[Figure]) -> list[Figure
         wanted.add(figure.name)
         more += {*figure.limits, *(figure.of or ())[:1]} - wanted
     return [figure for figure in figures if figure.name in wanted]
+
+
+def _worst(percents: Sequence[float]) -> float | None:
+    return round(max(percents), 1) if percents else None
 
 
 def _rounded(value: float) -> float:

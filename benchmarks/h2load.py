@@ -70,19 +70,25 @@ def post(
     finished, counted = _FINISHED.search(said), _REQUESTS.search(said)
     if not finished or not counted or counted[1] != counted[2] or counted[3] != "0":
         raise LoadError(said)
+    timings = _read_log(log)
+    if len(timings) != requests:
+        raise LoadError(f"{len(timings)} of {requests} requests in the log:\n{said}")
     return Load(
         seconds=float(finished[1]) * _UNITS[finished[2]],
         requests=int(counted[2]),
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        timings=_read_log(log),
+        timings=timings,
     )
 
 
 def _read_log(log: Path) -> list[tuple[int, float]]:
     timings = []
     for line in log.read_text().splitlines():
-        start, status, microseconds = line.split("\t")[:3]
-        if status != "200":
+        try:
+            start, status, microseconds = map(int, line.split("\t")[:3])
+        except ValueError:
+            raise LoadError(f"not a line of h2load's log: {line!r}") from None
+        if status != 200:
             raise LoadError(f"HTTP status {status}")
-        timings.append((int(start), int(microseconds) / 1e6))
+        timings.append((start, microseconds / 1e6))
     return sorted(timings)

@@ -31,6 +31,10 @@ class OpenLoad:
     seconds: float
     #: CPU time of this generator.
     cpu_seconds: float
+    #: When it began, in seconds since 1970.
+    begun_at: float
+    #: When each request was to leave, in seconds from then.
+    intended: Sequence[float] = field(repr=False)
     #: Seconds from when a request was to leave until the end of its response.
     latencies: list[float] = field(repr=False)
     #: Seconds by which requests left late.
@@ -53,7 +57,7 @@ def _run(connections: Sequence[Connection], body: bytes, times: Sequence[float])
     by_socket = {connection.socket: connection for connection in connections}
     due: dict[tuple[Connection, int], float] = {}
     latencies, lateness = [], []
-    cpu, begun, sent = time.thread_time(), time.perf_counter(), 0
+    cpu, begun_at, begun, sent = time.thread_time(), time.time(), time.perf_counter(), 0
     heard = begun
     while sent < len(times) or due:
         now = time.perf_counter()
@@ -84,6 +88,8 @@ def _run(connections: Sequence[Connection], body: bytes, times: Sequence[float])
         requests=sent,
         seconds=time.perf_counter() - begun,
         cpu_seconds=time.thread_time() - cpu,
+        begun_at=begun_at,
+        intended=times,
         latencies=latencies,
         lateness=lateness,
     )

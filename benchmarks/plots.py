@@ -32,7 +32,8 @@ def load(results: Results, file: Path) -> None:
     _style(unary, "Unary calls", "calls in flight", "events/s")
     for prefix, label in (("stream", "service"), ("noop_stream", "no-op server")):
         _line(streams, {n: _rate(results, f"{prefix}_{n}") for n in _PER_MESSAGE}, label)
-    _line(streams, {n: _rate(results, "copy_1000") for n in _PER_MESSAGE}, "raw COPY")
+    for name, label in (("copy_1000", "raw COPY"), ("copy_1000_x2", "raw COPY, two connections")):
+        _line(streams, {n: _rate(results, name) for n in _PER_MESSAGE}, label)
     _style(streams, "Four streams", "events a message", "events/s")
     streams.set(yscale="log", ylim=(1e4, None))
     for percent in (50, 95, 99):
@@ -84,14 +85,18 @@ def _line(
     known = {x: y for x, y in points.items() if y is not None}
     if known:
         axes.plot(list(known), list(known.values()), marker="o", label=label)
+    else:
+        print(f"! no results for the line {label!r}", file=sys.stderr)
 
 
 def _style(axes: Any, title: str, across: str, up: str) -> None:
+    """Label a panel; raises ValueError when it has nothing to show."""
+    if not axes.lines:
+        raise ValueError(f"the panel {title!r} is blank")
     axes.set(title=title, xlabel=across, ylabel=up, xscale="log")
     axes.set_ylim(bottom=0)
     axes.grid(visible=True, alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    axes.legend()
 
 
 if __name__ == "__main__":

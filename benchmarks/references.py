@@ -25,8 +25,18 @@ def limits() -> list[Figure]:
         _figure("copy_1", _ROWS, partial(copy, corpus=small, rows=4_000, group=1)),
         _figure("copy_100", _ROWS, partial(copy, corpus=small, rows=100_000, group=100)),
         _figure("copy_1000", _ROWS, partial(copy, corpus=small, rows=240_000, group=1_000)),
+        _figure(
+            "copy_1000_x2",
+            _ROWS,
+            partial(copy, corpus=small, rows=240_000, group=1_000, connections=2),
+        ),
         _figure("copy_medium", _ROWS, partial(copy, corpus=medium, rows=80_000, group=1_000)),
         _figure("copy_github", _ROWS, partial(copy, corpus=github, rows=24_000, group=1_000)),
+        _figure(
+            "copy_github_x2",
+            _ROWS,
+            partial(copy, corpus=github, rows=24_000, group=1_000, connections=2),
+        ),
         _figure("insert_1", _MS, partial(insert, corpus=small, rows=3_000)),
         _figure("noop_unary_1", _MS, mean_latency(partial(noop, shape=UNARY[1]))),
         *(_figure(f"noop_unary_{n}", _EVENTS, partial(noop, shape=UNARY[n])) for n in (8, 64, 256)),

@@ -9,7 +9,7 @@ from benchmarks.figure import Measured
 
 RESULTS = Path(__file__).parent / "results" / "latest.jsonl"
 QUICK_RESULTS = RESULTS.with_name("quick.jsonl")
-#: What others may use of the machine.
+#: What others may use of the machine before and during a measurement, the kernel included.
 _QUIET_PERCENT = 10
 _HEAD = ("figure", "value", "min", "max", "unit", "limit", "ratio", "target", "met")
 
@@ -37,26 +37,46 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def details(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return what else was seen, a line for each figure."""
+    """Return what else was seen, a line for each figure; the last is the worst of its runs."""
     return "\n".join(
-        f"{line['name']}: " + ", ".join(f"{k} {v:g}" for k, v in line["detail"].items())
+        f"{line['name']}: " + ", ".join(f"{k} {v:g}" for k, v in seen.items())
         for line in found
-        if line["detail"]
+        if (seen := line["detail"] | _busy(line))
     )
 
 
-def correctness(found: Sequence[Mapping[str, Any]]) -> str:
-    """Return the line on events lost, doubled or stuck."""
+def not_measured(measured: Mapping[str, Measured]) -> list[str]:
+    """Return the figures that were asked for and have no value, for whatever reason."""
+    return [name for name, one in measured.items() if not one.samples]
+
+
+def correctness(found: Sequence[Mapping[str, Any]], missing: Sequence[str] = ()) -> str:
+    """Return the line on events lost, doubled or stuck, and on what was not measured."""
     faults = [f"{line['name']}: {fault}" for line in found for fault in line["faults"]]
     faults += [f"{line['name']}: {line['failed']} runs failed" for line in found if line["failed"]]
-    return "correctness: " + ("; ".join(faults) or "lost 0, doubled 0, stuck 0")
+    faults += [f"NOT MEASURED: {name}" for name in missing]
+    return "correctness: " + ("; ".join(faults) or "lost 0, doubled 0, altered 0, stuck 0")
 
 
 def quietness(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the line on what else ran on the machine."""
-    worst = max((line["busy_before_percent"] or 0 for line in found), default=0)
-    verdict = "quiet" if worst <= _QUIET_PERCENT else "NOT QUIET: these figures prove nothing"
-    return f"machine: {verdict} (busy up to {worst:.0f} % of all cores before a measurement)"
+    when = ("before", "during")
+    worst = {w: max((line[f"busy_{w}_percent"] or 0 for line in found), default=0) for w in when}
+    noisy = [
+        line["name"]
+        for line in found
+        if any((line[f"busy_{w}_percent"] or 0) > _QUIET_PERCENT for w in when)
+    ]
+    verdict = f"NOT QUIET, which puts in doubt: {', '.join(noisy)}" if noisy else "quiet"
+    return (
+        f"machine: {verdict} (others used up to {worst['before']:.0f} % of all cores before a"
+        f" measurement and {worst['during']:.0f} % during one)"
+    )
+
+
+def _busy(line: Mapping[str, Any]) -> dict[str, float]:
+    busy = line["busy_during_percent"]
+    return {} if busy is None else {"others_percent": busy}
 
 
 def _limit(one: Measured, measured: Mapping[str, Measured]) -> float | None:

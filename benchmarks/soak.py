@@ -11,7 +11,7 @@ from benchmarks import open_loop
 from benchmarks.corpus import corpus
 from benchmarks.database import Database
 from benchmarks.figures.accept import Shape
-from benchmarks.figures.flow import drain, everything
+from benchmarks.figures.flow import PER_CALL, drain, everything
 from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
 from benchmarks.open_loop import OpenLoad
 from benchmarks.sample import percentile
@@ -19,8 +19,6 @@ from benchmarks.stack import Bench, Server, open_bench
 from benchmarks.usage import rss_mb
 from tests.kit.processes import Process
 
-#: Events of one streaming call.
-_PER_CALL = 100
 #: Unary calls a second, beside the streams.
 _UNARY_RATE = 50.0
 #: Minutes until what is kept in memory is there: caches, pools, the allocator's arenas.
@@ -67,14 +65,14 @@ class Minute:
 def main() -> int:
     """Soak and judge; returns the exit code, 1 when something grew."""
     options = _parse()
-    with open_bench(quick=False) as bench, everything(bench) as (database, server, workers):
+    with open_bench(quick=False) as bench, everything(bench) as (database, server, worker):
         most = _most(bench, database, server)
         rate = options.share * most
         print(f"capacity {most:,.0f} events/s, load {rate:,.0f} events/s\n", flush=True)
         begun, sent = database.rows(), 0
         minutes: list[Minute] = []
         for number in range(1, options.minutes + 1):
-            minute, events = _minute(number, database, server, workers, rate)
+            minute, events = _minute(number, database, server, worker, rate)
             minutes.append(minute)
             sent += events
             _print(minute, first=number == 1)
@@ -86,7 +84,7 @@ def main() -> int:
 
 
 def _minute(
-    number: int, database: Database, server: Server, workers: Sequence[Process], rate: float
+    number: int, database: Database, server: Server, worker: Process, rate: float
 ) -> tuple[Minute, int]:
     """Load for a minute; returns what it looked like and how many events were sent."""
     begun = time.monotonic()
@@ -98,15 +96,15 @@ def _minute(
         )
 
     small = corpus("small")
-    stream = stream_body(small, events=_PER_CALL, per_message=_PER_CALL)
-    plan = ((STREAM, stream, rate / _PER_CALL), (SUBMIT, submit_body(small), _UNARY_RATE))
+    stream = stream_body(small, events=PER_CALL, per_message=PER_CALL)
+    plan = ((STREAM, stream, rate / PER_CALL), (SUBMIT, submit_body(small), _UNARY_RATE))
     threads = [threading.Thread(target=load, args=part) for part in plan]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     seconds = time.monotonic() - begun
-    sent = loads[STREAM].requests * _PER_CALL + loads[SUBMIT].requests
+    sent = loads[STREAM].requests * PER_CALL + loads[SUBMIT].requests
     processed = database.query(_LATEST)[0][0] or []
     dead, live, vacuums = map(int, database.query(_DEAD)[0])
     minute = Minute(
@@ -119,7 +117,7 @@ def _minute(
         processed_p99_ms=_ms(processed[1].total_seconds()) if processed else -1,
         pending=database.pending(),
         server_mb=round(rss_mb(server.process.pid), 1),
-        worker_mb=round(sum(rss_mb(worker.pid) for worker in workers), 1),
+        worker_mb=round(rss_mb(worker.pid), 1),
         dead_percent=round(100 * dead / max(1, dead + live), 1),
         bytes_per_event=round(database.disk_bytes() / max(1, live)),
         autovacuums=vacuums,
@@ -129,7 +127,7 @@ def _minute(
 
 def _most(bench: Bench, database: Database, server: Server) -> float:
     """Return the events/s that are accepted and processed."""
-    shape = Shape(in_flight=4, per_message=_PER_CALL, events=400_000)
+    shape = Shape(in_flight=4, per_message=PER_CALL, events=400_000)
     since = database.now()
     shape.send(bench, server, shape.events)
     drain(database)

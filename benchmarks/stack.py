@@ -15,6 +15,7 @@ import redis
 from psycopg2 import sql
 
 from benchmarks.database import Database
+from benchmarks.sent import Sent
 from benchmarks.usage import CpuMeter
 from eventstore import migrations
 from eventstore.settings import Settings
@@ -33,6 +34,8 @@ POSTGRES_SETTINGS: Mapping[str, str] = {
     # Loaded, and counting nothing until a probe asks for it.
     "shared_preload_libraries": "pg_stat_statements",
 }
+#: How many processes `ingest-service worker` has unless told otherwise.
+DEFAULT_WORKER_PROCESSES: int = Settings.model_fields["worker_processes"].default
 _BIN = Path(sys.executable).parent
 
 
@@ -43,6 +46,8 @@ class Server:
     process: Process
     address: str
     headers: tuple[str, ...]
+    #: What the probes have sent to it so far.
+    sent: Sent = field(default_factory=Sent)
 
     def url(self, path: str) -> str:
         """Return the URL that h2load posts to."""
@@ -103,20 +108,18 @@ class Bench:
             yield self.start_server(started, command, settings, ready=processes)
 
     @contextmanager
-    def workers(
-        self, database: Database, *, count: int = 1, env: Mapping[str, str] | None = None
-    ) -> Iterator[list[Process]]:
-        """Run `ingest-service worker` with so many processes of their own."""
+    def workers(self, database: Database, *, processes: int | None = None) -> Iterator[Process]:
+        """Run `ingest-service worker` with so many processes; None leaves it to the product."""
+        env = self.settings(database)
+        if processes is not None:
+            env["INGEST_WORKER_PROCESSES"] = str(processes)
+        expected = processes or DEFAULT_WORKER_PROCESSES
         with self.processes() as started:
-            yield [
-                started.start(
-                    _BIN / "ingest-service",
-                    "worker",
-                    env={**self.settings(database), **(env or {})},
-                    ready=lambda process: "worker_started" in process.output(),
-                )
-                for _ in range(count)
-            ]
+            yield started.start(
+                *(_BIN / "ingest-service", "worker"),
+                env=env,
+                ready=lambda process: process.output().count("worker_started") >= expected,
+            )
 
     def start_server(
         self,

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 from benchmarks.corpus import corpus
-from benchmarks.database import Database
 from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body, write_body
 from benchmarks.h2load import Load, post
 from benchmarks.sample import Sample, latency_detail
@@ -37,16 +36,14 @@ class Shape:
 
     def send(self, bench: Bench, server: Server, events: int) -> Load:
         """Post about so many events; `events_in` tells how many they are."""
-        events = self.events_in(events)
+        events, source = self.events_in(events), corpus(self.corpus)
         if self.per_message:
-            body = stream_body(
-                corpus(self.corpus),
-                events=events // self.in_flight,
-                per_message=self.per_message,
-            )
-            path, requests = STREAM, self.in_flight
+            path, requests, share = STREAM, self.in_flight, events // self.in_flight
+            body = stream_body(source, events=share, per_message=self.per_message)
         else:
-            body, path, requests = submit_body(corpus(self.corpus)), SUBMIT, events
+            path, requests, share = SUBMIT, events, 1
+            body = submit_body(source)
+        server.sent.note(source, share, times=requests)
         return post(
             server.url(path),
             write_body(bench.folder, body),
@@ -67,26 +64,22 @@ def accept(bench: Bench, shape: Shape, *, processes: int = 1) -> Sample:
     """Return accepted durable events per second of the service."""
     shape = shape.sized(bench)
     with bench.database() as database, bench.server(database, processes=processes) as server:
-        warm = shape.events_in(shape.events // 10)
-        shape.send(bench, server, warm)
+        shape.send(bench, server, shape.events // 10)
         before, meter = database.counters(), bench.cpu(server=server.process)
         load = shape.send(bench, server, shape.events)
         cpu = meter.stop()
         sent = shape.events_in(shape.events)
+        after, value = database.counters(), sent / load.seconds
         detail = {
+            "events_per_s": value,
             **latency_detail(load.latencies, "accept"),
             **_costs(cpu | {"client": load.cpu_seconds}, sent),
             "server_rss_mb": round(peak_rss_mb(server.process.pid), 1),
-            "wal_bytes_per_event": _wal(database, before.wal_bytes, sent),
+            "wal_bytes_per_event": round((after.wal_bytes - before.wal_bytes) / sent, 1),
+            "commits_per_event": round((after.transactions - before.transactions) / sent, 5),
             "disk_bytes_per_event": round(database.disk_bytes() / database.rows(), 1),
         }
-        faults = database.faults(warm + sent, processed=False)
-        server.process.terminate()
-        server.process.wait()
-        detail["commits_per_event"] = round(
-            (database.counters().commits - before.commits) / sent, 5
-        )
-    return Sample(value=sent / load.seconds, detail=detail, faults=faults)
+        return Sample(value=value, detail=detail, faults=server.sent.faults(database))
 
 
 def noop(bench: Bench, shape: Shape) -> Sample:
@@ -108,7 +101,3 @@ def _costs(cpu: dict[str, float], events: int) -> dict[str, float]:
         f"cpu_{name}_s_per_million": round(seconds / events * 1e6, 1)
         for name, seconds in cpu.items()
     }
-
-
-def _wal(database: Database, before: int, events: int) -> float:
-    return round((database.counters().wal_bytes - before) / events, 1)

@@ -10,15 +10,16 @@ from benchmarks.corpus import corpus
 from benchmarks.database import Database
 from benchmarks.figures.accept import Shape
 from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
+from benchmarks.open_loop import OpenLoad
 from benchmarks.sample import Sample, latency_detail, percentile
-from benchmarks.stack import Bench, Server
+from benchmarks.stack import DEFAULT_WORKER_PROCESSES, Bench, Server
 from benchmarks.usage import CpuMeter, peak_rss_mb
 from tests.kit.processes import Process
 from tests.kit.waiting import eventually
 
 _SHAPE = Shape(in_flight=4, per_message=100, events=400_000)
 #: Events of one call in open loop: one stream of one message.
-_PER_CALL = 100
+PER_CALL = 100
 #: Seconds of an open-loop run.
 _SECONDS = 10
 _STATEMENTS = """
@@ -29,30 +30,32 @@ WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 
 @contextmanager
 def everything(
-    bench: Bench, *, servers: int = 1, workers: int = 1
-) -> Iterator[tuple[Database, Server, list[Process]]]:
-    """Run servers and workers, warmed up, with nothing left to do."""
+    bench: Bench, *, servers: int = 1, workers: int | None = None
+) -> Iterator[tuple[Database, Server, Process]]:
+    """Run servers and workers, warmed up, with nothing left to do.
+
+    `workers` are processes; without it there are as many as the product has by default.
+    """
     with (
         bench.database() as database,
         bench.server(database, processes=servers) as server,
-        bench.workers(database, count=workers) as started,
+        bench.workers(database, processes=workers) as worker,
     ):
         _SHAPE.send(bench, server, 20_000)
         drain(database)
-        yield database, server, started
+        yield database, server, worker
 
 
-def end_to_end(bench: Bench, *, servers: int = 1, workers: int = 1) -> Sample:
+def end_to_end(bench: Bench, *, servers: int = 1, workers: int | None = None) -> Sample:
     """Return events/s from the first one received to the last one processed, closed loop."""
     events = _SHAPE.events_in(bench.size(_SHAPE.events, _SHAPE.events // 3))
-    with everything(bench, servers=servers, workers=workers) as (database, server, processes):
-        before, since, counters = database.rows(), database.now(), database.counters()
-        meter = _meter(bench, server, processes)
+    with everything(bench, servers=servers, workers=workers) as (database, server, worker):
+        since, counters = database.now(), database.counters()
+        meter = bench.cpu(server=server.process, worker=worker)
         load = _SHAPE.send(bench, server, events)
         backlog = database.pending()
         drain(database)
         cpu = {name: s / events * 1e6 for name, s in meter.stop().items()}
-        rss = peak_rss_mb(server.process.pid), sum(peak_rss_mb(p.pid) for p in processes)
         detail = {
             "accepted_per_s": round(events / load.seconds),
             "backlog_at_end_percent": round(100 * backlog / events, 1),
@@ -60,8 +63,8 @@ def end_to_end(bench: Bench, *, servers: int = 1, workers: int = 1) -> Sample:
             **{f"cpu_{name}_s_per_million": round(s, 1) for name, s in cpu.items()},
             "cpu_all_s_per_million": round(sum(cpu.values()), 1),
             "cpu_client_s_per_million": round(load.cpu_seconds / events * 1e6, 1),
-            "server_rss_mb": round(rss[0], 1),
-            "worker_rss_mb": round(rss[1], 1),
+            "server_rss_mb": round(peak_rss_mb(server.process.pid), 1),
+            "worker_rss_mb": round(peak_rss_mb(worker.pid), 1),
             "wal_bytes_per_event": round(
                 (database.counters().wal_bytes - counters.wal_bytes) / events
             ),
@@ -71,29 +74,21 @@ def end_to_end(bench: Bench, *, servers: int = 1, workers: int = 1) -> Sample:
         return Sample(
             value=value,
             detail={"events_per_s": value, **detail},
-            faults=database.faults(before + events, processed=True),
+            faults=server.sent.faults(database, worker=worker),
         )
 
 
 def at_load(bench: Bench, *, share: float) -> Sample:
     """Return p99 of accept -> processed in ms, at a share of the rate measured just before."""
     seconds = bench.size(_SECONDS, _SECONDS // 2)
-    with everything(bench) as (database, server, _):
-        most = _most(bench, database, server)
-        body = stream_body(corpus("small"), events=_PER_CALL, per_message=_PER_CALL)
-        before, since = database.rows(), database.now()
-        load = open_loop.send(
-            server.address,
-            STREAM,
-            body,
-            rate=share * most / _PER_CALL,
-            seconds=seconds,
-            headers=server.headers,
-        )
+    with everything(bench) as (database, server, worker):
+        most = highest(bench, database, server)
+        since = database.now()
+        load = send_streams(server, rate=share * most, seconds=seconds)
         backlog = database.pending()
         drain(database)
         spent = database.accept_to_processed(since)
-        sent = load.requests * _PER_CALL
+        sent = load.requests * PER_CALL
         return Sample(
             value=percentile(spent, 99) * 1e3,
             detail={
@@ -104,7 +99,7 @@ def at_load(bench: Bench, *, share: float) -> Sample:
                 **latency_detail(load.lateness, "late"),
                 "cpu_client_s_per_million": round(load.cpu_seconds / sent * 1e6, 1),
             },
-            faults=database.faults(before + sent, processed=True),
+            faults=server.sent.faults(database, worker=worker),
         )
 
 
@@ -114,7 +109,6 @@ def unary_at_load(bench: Bench, *, share: float) -> Sample:
     with bench.database() as database, bench.server(database) as server:
         shape.send(bench, server, 2_000)
         most = shape.events / shape.send(bench, server, shape.events).seconds
-        before = database.rows()
         load = open_loop.send(
             server.address,
             SUBMIT,
@@ -123,6 +117,7 @@ def unary_at_load(bench: Bench, *, share: float) -> Sample:
             seconds=bench.size(_SECONDS, _SECONDS // 2),
             headers=server.headers,
         )
+        server.sent.note(corpus("small"), 1, times=load.requests)
         return Sample(
             value=percentile(load.latencies, 99) * 1e3,
             detail={
@@ -130,19 +125,22 @@ def unary_at_load(bench: Bench, *, share: float) -> Sample:
                 **latency_detail(load.latencies, "accept"),
                 **latency_detail(load.lateness, "late"),
             },
-            faults=database.faults(before + load.requests, processed=False),
+            faults=server.sent.faults(database),
         )
 
 
 def idle(bench: Bench) -> Sample:
-    """Return p50 of accept -> processed in ms, one event at a time, and what idling costs."""
+    """Return p50 of accept -> processed in ms, one event at a time, and what idling costs.
+
+    The worker's idle CPU is told for each of its processes, and with their parent's shared out.
+    """
     count = bench.size(300, 100)
-    with everything(bench) as (database, server, workers):
-        meter = CpuMeter({"worker": [workers[0].pid], "server": [server.process.pid]})
+    with everything(bench) as (database, server, worker):
+        meter = CpuMeter({"worker": [worker.pid], "server": [server.process.pid]})
         begun = time.perf_counter()
         time.sleep(bench.size(10, 5))
         cpu, seconds = meter.stop(), time.perf_counter() - begun
-        before, since = database.rows(), database.now()
+        since, per_process = database.now(), cpu["worker"] / DEFAULT_WORKER_PROCESSES
         for _ in range(count):
             # At a random moment of whatever period anything polls with.
             time.sleep(random.uniform(0.02, 0.08))  # noqa: S311  # no secret
@@ -153,10 +151,11 @@ def idle(bench: Bench) -> Sample:
             value=percentile(spent, 50) * 1e3,
             detail={
                 **latency_detail(spent, "processed"),
-                "idle_worker_cpu_percent": round(100 * cpu["worker"] / seconds, 2),
+                "idle_worker_cpu_percent": round(100 * per_process / seconds, 2),
+                "idle_worker_processes": DEFAULT_WORKER_PROCESSES,
                 "idle_server_cpu_percent": round(100 * cpu["server"] / seconds, 2),
             },
-            faults=database.faults(before + count, processed=True),
+            faults=server.sent.faults(database, worker=worker),
         )
 
 
@@ -166,14 +165,12 @@ def statements(bench: Bench) -> Sample:
     with bench.database() as database:
         database.query("CREATE EXTENSION pg_stat_statements")
         database.set("pg_stat_statements.track", "all")
-        with bench.server(database) as server, bench.workers(database):
+        with bench.server(database) as server, bench.workers(database) as worker:
             _SHAPE.send(bench, server, events)
             drain(database)
             calls = database.query(_STATEMENTS)[0][0]
-        return Sample(
-            value=float(calls) / events * 1e6,
-            faults=database.faults(events, processed=True),
-        )
+            faults = server.sent.faults(database, worker=worker)
+        return Sample(value=float(calls) / events * 1e6, faults=faults)
 
 
 def drain(database: Database) -> None:
@@ -182,21 +179,25 @@ def drain(database: Database) -> None:
     eventually(lambda: not database.any_pending(), timeout=120, interval=0.5)
 
 
-def _most(bench: Bench, database: Database, server: Server) -> float:
+def send_streams(server: Server, *, rate: float, seconds: float) -> OpenLoad:
+    """Send streams of a hundred small events in open loop, so many events a second."""
+    small = corpus("small")
+    load = open_loop.send(
+        server.address,
+        STREAM,
+        stream_body(small, events=PER_CALL, per_message=PER_CALL),
+        rate=rate / PER_CALL,
+        seconds=seconds,
+        headers=server.headers,
+    )
+    server.sent.note(small, PER_CALL, times=load.requests)
+    return load
+
+
+def highest(bench: Bench, database: Database, server: Server) -> float:
     """Return the events/s that are accepted and processed, by a short closed-loop run."""
     events = _SHAPE.events_in(bench.size(200_000, 100_000))
     since = database.now()
     _SHAPE.send(bench, server, events)
     drain(database)
     return events / database.processing_seconds(since)
-
-
-def _meter(bench: Bench, server: Server, workers: list[Process]) -> CpuMeter:
-    return CpuMeter(
-        {
-            "server": [server.process.pid],
-            "worker": [worker.pid for worker in workers],
-            "postgres": [bench.postgres_pid],
-            "redis": [bench.redis_pid],
-        }
-    )

@@ -16,22 +16,26 @@ _WARM = 0.1
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def work(bench: Bench, *, rows: int, group: int, count: int = 1) -> Sample:
-    """Return processed events/s of `count` worker processes, by the rows' own times."""
+def work(bench: Bench, *, rows: int, group: int, processes: int) -> Sample:
+    """Return processed events/s of so many worker processes, by the rows' own times."""
     rows = bench.size(rows, rows // 2)
     with bench.database() as database:
         fill.fill(database, rows, pending=True)
         fill.settle(database)
         dispatch(bench, database, group=group)
         before = database.counters().wal_bytes
-        with bench.workers(database, count=count) as workers:
+        with bench.workers(database, processes=processes) as worker:
+            meter, metered = bench.cpu(worker=worker), database.pending()
             eventually(lambda: not database.any_pending(), timeout=120, interval=0.5)
-            rss = sum(peak_rss_mb(worker.pid) for worker in workers)
+            cpu = {name: seconds / metered * 1e6 for name, seconds in meter.stop().items()}
+            rss = peak_rss_mb(worker.pid)
         return Sample(
             value=rate(database),
             detail={
+                **{f"cpu_{name}_s_per_million": round(s, 1) for name, s in cpu.items()},
+                "cpu_all_s_per_million": round(sum(cpu.values()), 1),
                 "worker_rss_mb": round(rss, 1),
-                "wal_bytes_per_event": (database.counters().wal_bytes - before) / rows,
+                "wal_bytes_per_event": round((database.counters().wal_bytes - before) / rows),
             },
             faults=database.faults(rows, processed=True),
         )

@@ -40,4 +40,7 @@ def umadb_rate(bench: Bench, *, events: int, per_append: int, threads: int) -> S
 def _number(process: Process) -> Sample:
     if process.wait(_TIMEOUT):
         raise PeerMissingError(process.output()[-2_000:])
-    return Sample(value=float(process.stdout().split()[-1]))
+    try:
+        return Sample(value=float(process.stdout().split()[-1]))
+    except (IndexError, ValueError):
+        raise PeerMissingError(f"no number in: {process.output()[-2_000:]!r}") from None

@@ -22,7 +22,7 @@ def main(address: str, payload: str, events: int, per_append: int, threads: int)
         for _ in range(count):
             client.append(batch)
 
-    append(1)
+    append(max(1, events // per_append // threads // 10))
     begun = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(append, [events // per_append // threads] * threads))

@@ -1,12 +1,14 @@
 """The Celery tasks: load, validate, normalise, stamp, commit."""
 
 import os
+import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery  # type: ignore[import-not-found]  # lives in .venv-bench
+from celery.signals import worker_ready  # type: ignore[import-not-found]
 from sqlalchemy import func, select
 
 from benchmarks.peers.ordinary.models import Event, Session
@@ -49,6 +51,12 @@ def process_events(event_ids: Sequence[str]) -> None:
         for event in session.scalars(chosen.with_for_update()):
             if event.status == 1:
                 _process(event)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _started(**_sender: object) -> None:
+    # The log is quiet, so the bench is told in this way that the worker is ready.
+    print("peer_worker_started", file=sys.__stderr__, flush=True)
 
 
 process_one = celery.task(process_event, name="process_event")
