@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ingest.v1 import ingest_service_pb2
+from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier
 from ingest_service.calls import OpenCalls
 from ingest_service.decode import parse_message
@@ -60,10 +61,13 @@ class Gate(grpc.aio.ServerInterceptor):
     before any message is read, and what goes wrong anywhere becomes one of the table's statuses.
     """
 
-    def __init__(self, verifier: TokenVerifier, calls: OpenCalls, *, reflection: bool) -> None:
-        """Take the verifier, the count of open calls, and whether reflection is for everybody."""
+    def __init__(
+        self, verifier: TokenVerifier, calls: OpenCalls, answers: Answers, *, reflection: bool
+    ) -> None:
+        """Take collaborators, and whether reflection is for everybody."""
         self._verifier = verifier
         self._calls = calls
+        self._answers = answers
         self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
 
     async def intercept_service(
@@ -99,7 +103,8 @@ class Gate(grpc.aio.ServerInterceptor):
         """Return the handler with the caller bound to it.
 
         It takes bytes: what is parsed here can be refused with a status of ours. The messages of
-        a stream are left to the servicer, which parses many of them at once.
+        a stream are left to the servicer, which parses many of them at once. A unary one also
+        returns bytes: gRPC would keep the message beside them until the client took the answer.
         """
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
@@ -107,8 +112,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 response_serializer=handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
-            partial(self._call_unary, handler.unary_unary, principal, request),
-            response_serializer=handler.response_serializer,
+            partial(self._call_unary, handler.unary_unary, principal, request)
         )
 
     async def _call_unary(
@@ -118,7 +122,7 @@ class Gate(grpc.aio.ServerInterceptor):
         request: type[Message],
         wire: bytes,
         context: Context,
-    ) -> Any:
+    ) -> bytes:
         current_principal.set(principal)
         # None without a deadline, whatever the type stub says.
         remaining: float | None = context.time_remaining()
@@ -126,11 +130,14 @@ class Gate(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
         self._calls.enter()
         try:
-            return await behaviour(parse_message(request, wire), context)
+            answer: Message = await behaviour(parse_message(request, wire), context)
+            sent = answer.SerializeToString()
         except Exception as error:  # noqa: BLE001  # this is the one door
             await _abort(context, error)
         finally:
             self._calls.leave()
+        self._answers.settle(context, len(sent))
+        return sent
 
     async def _call_stream(
         self,
