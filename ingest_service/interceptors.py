@@ -1,9 +1,10 @@
 """Stands in front of every call: who is calling, and what an error becomes on the wire."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import structlog
@@ -12,15 +13,18 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ingest.v1 import ingest_service_pb2
 from ingest_service.answers import Answers
+from ingest_service.arrivals import Arrivals
 from ingest_service.auth import TokenVerifier
 from ingest_service.calls import OpenCalls
 from ingest_service.decode import parse_message
 from ingest_service.errors import (
+    FieldInvalid,
     IngestError,
     RateLimited,
     Refused,
     Unauthenticated,
     Unavailable,
+    Violation,
 )
 from ingest_service.principal import READ, WRITE, Principal, current_principal
 from ingest_service.status import internal_status, to_status
@@ -62,12 +66,19 @@ class Gate(grpc.aio.ServerInterceptor):
     """
 
     def __init__(
-        self, verifier: TokenVerifier, calls: OpenCalls, answers: Answers, *, reflection: bool
+        self,
+        verifier: TokenVerifier,
+        calls: OpenCalls,
+        answers: Answers,
+        arrivals: Arrivals,
+        *,
+        reflection: bool,
     ) -> None:
         """Take collaborators, and whether reflection is for everybody."""
         self._verifier = verifier
         self._calls = calls
         self._answers = answers
+        self._arrivals = arrivals
         self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
 
     async def intercept_service(
@@ -111,7 +122,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 partial(self._call_stream, handler.stream_unary, principal),
                 response_serializer=handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             partial(self._call_unary, handler.unary_unary, principal, request)
         )
 
@@ -120,10 +131,11 @@ class Gate(grpc.aio.ServerInterceptor):
         behaviour: Behaviour,
         principal: Principal,
         request: type[Message],
-        wire: bytes,
+        _wires: AsyncIterator[bytes],
         context: Context,
     ) -> bytes:
         current_principal.set(principal)
+        wire = await self._message(context)
         # None without a deadline, whatever the type stub says.
         remaining: float | None = context.time_remaining()
         if remaining is not None and remaining < _LEAST_REMAINING:
@@ -138,6 +150,21 @@ class Gate(grpc.aio.ServerInterceptor):
             self._calls.leave()
         self._answers.settle(context, len(sent))
         return sent
+
+    async def _message(self, context: Context) -> bytes:
+        """Return the message of a unary call; gRPC itself would wait for it without end."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._arrivals.expect(task)
+        try:
+            wire = await context.read()
+        except asyncio.CancelledError:
+            if self._arrivals.arrived(task) or task.uncancel():
+                raise
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+        self._arrivals.arrived(task)
+        if wire is grpc.aio.EOF:
+            await _abort(context, FieldInvalid([Violation("", "a message is required")]))
+        return cast("bytes", wire)
 
     async def _call_stream(
         self,
