@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         32 << 20, ge=4 << 20, description="most event bytes waiting in the intake"
     )
     stream_idle_seconds: float = Field(
-        30.0, gt=0, description="a stream that sends nothing for so long is ended"
+        30.0, gt=0, description="a stream, or unary call, that sends nothing for so long is ended"
     )
     stream_max_seconds: float = Field(
         3_600.0, gt=0, description="a stream is answered after so long, complete or not"

@@ -14,8 +14,11 @@ from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.errors import storage_errors
 from eventstore.settings import Settings
+from ingest_service.answers import Answers
+from ingest_service.arrivals import Arrivals
 from ingest_service.auth import TokenVerifier, build_key_source
 from ingest_service.calls import OpenCalls
+from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder
 from ingest_service.health import Health
 from ingest_service.intake import Intake
@@ -120,10 +123,26 @@ async def _server(
     intake = Intake(writers, settings, dispatcher.dispatch)
     limits = UserLimits(settings)
     offload = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES)
-    servicer = IngestServicer(settings, intake, EventDecoder(clock), reader, limits, offload)
+    answers = Answers()
+    servicer = IngestServicer(
+        settings,
+        intake,
+        EventDecoder(clock),
+        reader,
+        ContentReader(reader, answers),
+        limits,
+        offload,
+    )
     health = Health(lambda: prober.read(_is_ready, clock))
     calls = OpenCalls()
-    gate = Gate(TokenVerifier(settings, keys, revocations), calls, reflection=settings.reflection)
+    verifier = TokenVerifier(settings, keys, revocations)
+    gate = Gate(
+        verifier,
+        calls,
+        answers,
+        Arrivals(settings.stream_idle_seconds),
+        reflection=settings.reflection,
+    )
     server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
     dispatcher.start()
     intake.start()

@@ -19,6 +19,12 @@ _STRUCT_DEPTH = 20
 _STRUCT_VALUES = 50_000
 #: Largest integer that a double, the only number of a Struct, holds exactly.
 _EXACT_DOUBLES = 1 << 53
+#: Bytes that a value takes in a Struct, beside its text: tags, lengths and a double.
+_STRUCT_VALUE = 24
+#: Bytes that a Struct takes at most for each byte of JSON: a list of single digits.
+_STRUCT_GROWTH = 6
+#: Bytes of an event beside attributes and content, roughly.
+_FIXED = 600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -64,6 +70,23 @@ def encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:
     if stored.payload is not None:
         _add_content(event, stored, payload_format)
     return event
+
+
+def most_bytes(stored: StoredEvent, payload_format: int) -> int:
+    """Return about how much an event takes in an answer at most, without encoding it."""
+    size = _bytes(stored.payload)
+    if stored.properties is not None:
+        # As `original`, the payload comes a second time.
+        size += size + _bytes(stored.properties)
+    if payload_format != event_pb2.PAYLOAD_FORMAT_JSON:
+        size = min(_STRUCT_GROWTH * size, size + 2 * _STRUCT_VALUES * _STRUCT_VALUE)
+    return _FIXED + _bytes(stored.attributes) + size
+
+
+def _bytes(text: str | None) -> int:
+    if text is None:
+        return 0
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _add_content(event: event_pb2.Event, stored: StoredEvent, payload_format: int) -> None:

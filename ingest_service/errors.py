@@ -9,7 +9,7 @@
     |   `-- EventNotFound        no such event of this user
     |-- RateLimited              transient: this user takes more than its share
     `-- Unavailable              transient: try again after `retry_after` seconds
-        |-- Overloaded           the intake or the readers are full
+        |-- Overloaded           the intake, the readers or the room for answers are full
         |-- Draining             this server is about to end
         `-- StorageUnavailable   the database is away
 

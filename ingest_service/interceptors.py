@@ -1,9 +1,10 @@
 """Stands in front of every call: who is calling, and what an error becomes on the wire."""
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import structlog
@@ -11,15 +12,19 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ingest.v1 import ingest_service_pb2
+from ingest_service.answers import Answers
+from ingest_service.arrivals import Arrivals
 from ingest_service.auth import TokenVerifier
 from ingest_service.calls import OpenCalls
 from ingest_service.decode import parse_message
 from ingest_service.errors import (
+    FieldInvalid,
     IngestError,
     RateLimited,
     Refused,
     Unauthenticated,
     Unavailable,
+    Violation,
 )
 from ingest_service.principal import READ, WRITE, Principal, current_principal
 from ingest_service.status import internal_status, to_status
@@ -60,10 +65,20 @@ class Gate(grpc.aio.ServerInterceptor):
     before any message is read, and what goes wrong anywhere becomes one of the table's statuses.
     """
 
-    def __init__(self, verifier: TokenVerifier, calls: OpenCalls, *, reflection: bool) -> None:
-        """Take the verifier, the count of open calls, and whether reflection is for everybody."""
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        calls: OpenCalls,
+        answers: Answers,
+        arrivals: Arrivals,
+        *,
+        reflection: bool,
+    ) -> None:
+        """Take collaborators, and whether reflection is for everybody."""
         self._verifier = verifier
         self._calls = calls
+        self._answers = answers
+        self._arrivals = arrivals
         self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
 
     async def intercept_service(
@@ -99,16 +114,16 @@ class Gate(grpc.aio.ServerInterceptor):
         """Return the handler with the caller bound to it.
 
         It takes bytes: what is parsed here can be refused with a status of ours. The messages of
-        a stream are left to the servicer, which parses many of them at once.
+        a stream are left to the servicer, which parses many of them at once. A unary one also
+        returns bytes: gRPC would keep the message beside them until the client took the answer.
         """
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
                 partial(self._call_stream, handler.stream_unary, principal),
                 response_serializer=handler.response_serializer,
             )
-        return grpc.unary_unary_rpc_method_handler(
-            partial(self._call_unary, handler.unary_unary, principal, request),
-            response_serializer=handler.response_serializer,
+        return grpc.stream_unary_rpc_method_handler(
+            partial(self._call_unary, handler.unary_unary, principal, request)
         )
 
     async def _call_unary(
@@ -116,21 +131,40 @@ class Gate(grpc.aio.ServerInterceptor):
         behaviour: Behaviour,
         principal: Principal,
         request: type[Message],
-        wire: bytes,
+        _wires: AsyncIterator[bytes],
         context: Context,
-    ) -> Any:
+    ) -> bytes:
         current_principal.set(principal)
+        wire = await self._message(context)
         # None without a deadline, whatever the type stub says.
         remaining: float | None = context.time_remaining()
         if remaining is not None and remaining < _LEAST_REMAINING:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
         self._calls.enter()
         try:
-            return await behaviour(parse_message(request, wire), context)
+            answer: Message = await behaviour(parse_message(request, wire), context)
+            sent = answer.SerializeToString()
         except Exception as error:  # noqa: BLE001  # this is the one door
             await _abort(context, error)
         finally:
             self._calls.leave()
+        self._answers.settle(context, len(sent))
+        return sent
+
+    async def _message(self, context: Context) -> bytes:
+        """Return the message of a unary call; gRPC itself would wait for it without end."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._arrivals.expect(task)
+        try:
+            wire = await context.read()
+        except asyncio.CancelledError:
+            if self._arrivals.arrived(task) or task.uncancel():
+                raise
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+        self._arrivals.arrived(task)
+        if wire is grpc.aio.EOF:
+            await _abort(context, FieldInvalid([Violation("", "a message is required")]))
+        return cast("bytes", wire)
 
     async def _call_stream(
         self,

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from eventstore.settings import Settings, SettingsError
 from ingest.v1 import ingest_service_pb2_grpc
-from ingest_service import decode, jsontext
+from ingest_service import answers, decode, jsontext
 from ingest_service.auth import MAX_TOKEN
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
@@ -76,6 +76,7 @@ def limits_in_force(settings: Settings) -> dict[str, float]:
         "text_bytes": decode.MAX_TEXT_BYTES,
         "attributes": decode.MAX_ATTRIBUTES,
         "attribute_bytes": decode.MAX_ATTRIBUTE_BYTES,
+        "answer_bytes": answers.MOST_BYTES,
         "json_levels": jsontext.MAX_DEPTH,
         # Connections are limited by nothing else.
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

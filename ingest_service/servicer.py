@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -18,6 +17,8 @@ from eventstore.settings import Settings
 from eventstore.values import EventStatus, KeyConflict, NotStorable, Submission
 from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
+from ingest_service.answers import Context
+from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder, check_text, decode_time
 from ingest_service.encode import encode_event, encode_receipt
 from ingest_service.errors import (
@@ -46,8 +47,6 @@ DEFAULT_PAGE_SIZE = 50
 _LARGE = 64 << 10
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
 
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     """Implements the stage-A calls; whoever calls is in `current_principal`."""
@@ -58,6 +57,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         intake: Intake,
         decoder: EventDecoder,
         reader: Reader,
+        content: ContentReader,
         limits: UserLimits,
         offload: Offload,
     ) -> None:
@@ -66,6 +66,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._intake = intake
         self._decoder = decoder
         self._reader = reader
+        self._content = content
         self._limits = limits
         self._offload = offload
         self._open: set[IdleWatch] = set()
@@ -159,8 +160,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             )
         if event_id is None:
             raise EventNotFound
-        content = payload_format != event_pb2.PAYLOAD_FORMAT_NONE
-        stored = await self._reader.read(reading.get_event, user_id, event_id, content=content)
+        stored = await self._content.event(context, user_id, event_id, payload_format)
         if stored is None:
             raise EventNotFound
         return pb.GetEventResponse(event=encode_event(stored, payload_format))
@@ -190,13 +190,13 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             received_before=before,
         )
         cursor = read_page_token(request.page_token, filters) if request.page_token else NEWEST
-        page = await self._reader.read(
-            reading.list_events,
+        page = await self._content.page(
+            context,
             user_id,
             filters,
+            payload_format,
             limit=request.page_size or DEFAULT_PAGE_SIZE,
             before=cursor,
-            content=payload_format != event_pb2.PAYLOAD_FORMAT_NONE,
         )
         return pb.ListEventsResponse(
             events=[encode_event(stored, payload_format) for stored in page.events],

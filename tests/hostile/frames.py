@@ -15,6 +15,7 @@ SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 DATA, HEADERS, RST_STREAM, SETTINGS_TYPE, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE = 4
+_CANCEL = 8
 _HEADER = struct.Struct(">HBBBI")
 #: The first time that a connection carries a status it is spelled out, later it is an index.
 _STATUS = re.compile(rb"grpc-status[\x01\x02]([0-9]{1,2})")
@@ -45,6 +46,7 @@ class Connection:
         self._next = 1
         self._buffer = b""
         self._ended: dict[int, str] = {}
+        self._begun: set[int] = set()
         #: Whether the server closed the connection.
         self.is_closed = False
         settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
@@ -74,6 +76,15 @@ class Connection:
     def feed(self, stream: int, body: bytes) -> None:
         """Send more bytes of a call."""
         self._socket.sendall(frame(DATA, 0, stream, body))
+
+    def reset(self, stream: int) -> None:
+        """Cancel a call."""
+        self._socket.sendall(frame(RST_STREAM, 0, stream, struct.pack(">I", _CANCEL)))
+
+    def begun(self) -> set[int]:
+        """Look at what has come, without waiting: the calls whose answer is on its way."""
+        self.ended()
+        return set(self._begun)
 
     def ended(self) -> dict[int, str]:
         """Look at what has come, without waiting: the calls that have ended, with their status.
@@ -111,6 +122,8 @@ class Connection:
         elif kind == HEADERS and flags & END_STREAM:
             found = _STATUS.search(payload)
             self._ended[stream] = found[1].decode() if found else ""
+        elif kind == HEADERS:
+            self._begun.add(stream)
         elif kind == RST_STREAM:
             self._ended.setdefault(stream, "reset")
 

@@ -33,7 +33,10 @@ BEGINNINGS = {
     "an end in place of a unary message": ("SubmitEvent", b"", True),
     "an end within a unary message": ("SubmitEvent", message(SUBMIT)[:150], True),
 }
-DEADLINE_EXCEEDED = str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
+DEADLINE_EXCEEDED, INVALID_ARGUMENT = (
+    str(code.value[0])
+    for code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INVALID_ARGUMENT)
+)
 
 
 def is_served_within(service: Service, seconds: float) -> bool:
@@ -87,8 +90,8 @@ def test_a_byte_a_second_is_as_good_as_silence(service: Service) -> None:
     assert rss(service) - before < 30 << 20
 
 
-def test_calls_that_begin_and_say_no_more_disturb_nobody(service: Service) -> None:
-    """A stream is ended by the server; a unary call takes a place on its own connection only."""
+def test_calls_that_begin_and_say_no_more_are_ended(service: Service) -> None:
+    """Streams and unary calls alike, with a status; unary ones that are whole but empty at once."""
     quiet = service.caller()
     before = rss(service)
     with connections(service.port, len(BEGINNINGS)) as made:
@@ -99,11 +102,15 @@ def test_calls_that_begin_and_say_no_more_disturb_nobody(service: Service) -> No
             )
         }
         assert is_served_within(service, 1.0)
+        said = {}
         for name, (connection, streams) in calls.items():
-            if BEGINNINGS[name][0] == "StreamEvents":
-                eventually(lambda o=connection, s=streams: o.ended().keys() >= {*s}, timeout=20)  # type: ignore[misc]
-                assert connection.ended()[streams[0]] == DEADLINE_EXCEEDED, name
+            eventually(lambda o=connection, s=streams: o.ended().keys() >= {*s}, timeout=20)  # type: ignore[misc]
+            said[name] = {*connection.ended().values()} - {""}
         assert rss(service) - before < 60 << 20
+    assert said == {
+        name: {INVALID_ARGUMENT if end else DEADLINE_EXCEEDED}
+        for name, (_, _, end) in BEGINNINGS.items()
+    }
     assert quiet.counts() == {"PENDING": 100}
 
 

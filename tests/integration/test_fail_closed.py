@@ -229,6 +229,7 @@ def test_the_limits_in_force_are_told_at_the_start(
         "event_bytes": (4 << 20) - (16 << 10),
         "text_bytes": 255,
         "attributes": 64,
+        "answer_bytes": 32 << 20,
         "json_levels": 64,
         "stream_idle_seconds": 3,
         "stream_max_seconds": 3_600,

@@ -1,0 +1,107 @@
+"""Reads events for answers, and never more of them than the answers have room for."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from sqlalchemy import Connection
+
+from eventstore import reading
+from eventstore.reading import Filters, Page
+from eventstore.values import StoredEvent
+from ingest.v1.event_pb2 import PAYLOAD_FORMAT_NONE
+from ingest_service.answers import Answers, Context
+from ingest_service.encode import most_bytes
+from ingest_service.reader import Reader
+
+T = TypeVar("T")
+
+#: Bytes of room for what is read, before its size is known: few events are larger, and those are
+#: read twice.
+_USUAL = 128 << 10
+#: Bytes of room for a page, while there is enough: what clients take.
+_PAGE = 4 << 20
+
+
+class _TooLarge(NamedTuple):
+    """What was read would take this much room."""
+
+    size: int
+
+
+class ContentReader:
+    """Reserves room, reads, and reads again with more room where it was too little.
+
+    Without room nothing but what the few threads of the reader have in hand is in memory.
+    """
+
+    def __init__(self, reader: Reader, answers: Answers) -> None:
+        """Take collaborators."""
+        self._reader = reader
+        self._answers = answers
+
+    async def event(
+        self, context: Context, user_id: str, event_id: str, payload_format: int
+    ) -> StoredEvent | None:
+        """Return one event of the user, or None; raises what Answers and Reader raise."""
+        query = partial(
+            reading.get_event,
+            user_id=user_id,
+            event_id=event_id,
+            content=payload_format != PAYLOAD_FORMAT_NONE,
+        )
+
+        def size_of(stored: StoredEvent | None) -> int:
+            return _size([] if stored is None else [stored], payload_format)
+
+        return await self._read(context, user_id, query, size_of, _USUAL)
+
+    async def page(
+        self,
+        context: Context,
+        user_id: str,
+        filters: Filters,
+        payload_format: int,
+        *,
+        limit: int,
+        before: str,
+    ) -> Page:
+        """Return a page of the user's events; raises what Answers and Reader raise."""
+        query = partial(
+            reading.list_events,
+            user_id=user_id,
+            filters=filters,
+            limit=limit,
+            before=before,
+            content=payload_format != PAYLOAD_FORMAT_NONE,
+        )
+
+        def size_of(page: Page) -> int:
+            return _size(page.events, payload_format)
+
+        room = _PAGE if self._answers.has_room(user_id, _PAGE) else _USUAL
+        return await self._read(context, user_id, query, size_of, room)
+
+    async def _read(
+        self,
+        context: Context,
+        user_id: str,
+        query: Callable[[Connection], T],
+        size_of: Callable[[T], int],
+        room: int,
+    ) -> T:
+        def read(connection: Connection, most: int) -> T | _TooLarge:
+            found = query(connection)
+            size = size_of(found)
+            return found if size <= most else _TooLarge(size)
+
+        while True:
+            await self._answers.reserve(context, user_id, room)
+            found = await self._reader.read(read, room)
+            if not isinstance(found, _TooLarge):
+                return found
+            room = found.size
+
+
+def _size(events: Iterable[StoredEvent], payload_format: int) -> int:
+    return sum(most_bytes(stored, payload_format) for stored in events)
