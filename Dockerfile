@@ -30,6 +30,7 @@ RUN groupadd --system --gid 10001 ingest \
 COPY --from=build /opt/ingest /opt/ingest
 WORKDIR /tmp
 USER 10001:10001
+# Give it INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE, or INGEST_PLAINTEXT=true behind what ends TLS; else it does not start.
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["ingest-service", "health"]
 ENTRYPOINT ["ingest-service"]

@@ -4,6 +4,7 @@ Server, worker and migration are configured by one environment, so there is one 
 lowest package that all of them share.
 """
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -46,6 +47,9 @@ class Settings(BaseSettings):
         "127.0.0.1:50051",
         pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):[0-9]{1,5}$",
         description="address and port of the gRPC server",
+    )
+    plaintext: bool = Field(
+        default=False, description="no TLS off loopback: it ends in front of this server"
     )
     processes: int = Field(1, ge=1, le=64, description="server processes sharing the port")
     reflection: bool = Field(default=False, description="answer gRPC reflection, without a token")
@@ -160,6 +164,19 @@ class Settings(BaseSettings):
             raise ValueError(f"set INGEST_JWT_SECRET to at least {MIN_JWT_SECRET_BYTES} bytes")
         return self
 
+    @property
+    def in_the_clear(self) -> bool:
+        """Whether the server speaks to other machines without TLS."""
+        return self.tls_cert_file is None and not _is_loopback(self.listen)
+
+    def require_tls_off_loopback(self) -> None:
+        """Raise SettingsError for a listener in the clear that nobody said is meant."""
+        if self.in_the_clear and not self.plaintext:
+            raise SettingsError(
+                f"{self.listen} is not loopback: set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE,"
+                " or INGEST_PLAINTEXT=true where TLS ends in front of this server"
+            )
+
     def require_database_url(self) -> str:
         """Return the database URL; raises SettingsError when it is not set."""
         if self.database_url is None:
@@ -174,3 +191,12 @@ class Settings(BaseSettings):
         if self.broker_url is None:
             raise SettingsError("set INGEST_BROKER_URL, such as redis://host:6379/0")
         return self.broker_url.get_secret_value()
+
+
+def _is_loopback(listen: str) -> bool:
+    """Whether an address and port are certainly this machine's alone; another name may be any."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

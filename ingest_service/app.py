@@ -157,6 +157,8 @@ async def _server(
     await server.start()
     log.info("server_limits", **limits_in_force(settings))
     log.info("server_started", listen=settings.listen, port=port, tls=bool(settings.tls_cert_file))
+    if settings.in_the_clear:
+        log.warning("plaintext_off_loopback", listen=settings.listen)
     try:
         yield port
     finally:

@@ -59,6 +59,11 @@ def dev() -> None:
     settings = Settings.load(reflection=True)
     if settings.tls_cert_file is not None:
         raise SettingsError("`dev` speaks no TLS: unset INGEST_TLS_CERT_FILE, or use `serve`")
+    if settings.in_the_clear and not settings.plaintext:
+        raise SettingsError(
+            f"`dev` speaks no TLS and {settings.listen} is not loopback: set INGEST_LISTEN to"
+            " 127.0.0.1 and a port, or INGEST_PLAINTEXT=true where TLS ends in front of it"
+        )
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,6 +88,7 @@ def serve() -> None:
     configure_logs(settings.log_level)
     settings.require_database_url()
     settings.require_broker_url()
+    settings.require_tls_off_loopback()
     if settings.processes > 1:
         from ingest_service.supervisor import supervise
 

@@ -28,7 +28,6 @@ _LEAST_PARTITIONS = 2
 _MOST_OVERDUE = 30.0
 #: Open files: one for each connection, and some.
 _LEAST_FILES = 4_096
-_LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 class Verdict(Enum):
@@ -162,10 +161,14 @@ def _keys(settings: Settings) -> Finding:
 
 
 def _listener(settings: Settings) -> Finding:
-    safe = settings.tls_cert_file is not None or settings.listen.startswith(_LOOPBACK)
+    try:
+        settings.require_tls_off_loopback()
+    except SettingsError as error:
+        return Finding("listener", Verdict.FAIL, str(error))
     return _finding(
-        "listener", safe, f"{settings.listen}, TLS {'on' if settings.tls_cert_file else 'off'}",
-        "tokens travel in the clear: set INGEST_TLS_CERT_FILE, or let a proxy do it",
+        "listener", not settings.in_the_clear,
+        f"{settings.listen}, TLS {'on' if settings.tls_cert_file else 'off'}",
+        "tokens travel in the clear from where TLS ends to here: keep that way private",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from redis.retry import Retry
 from eventstore.engine import build_engine
 from eventstore.logs import configure_logs
 from eventstore.settings import Settings, SettingsError
+from worker.consumer import WaryConsumer
 
 #: First deliveries, and what the sweeper sends again: apart, so that one cannot starve the other.
 QUEUE = "ingest"
@@ -58,39 +59,18 @@ class WakingRedisBroker(RedisBroker):
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5_000) -> Any:
         """Consume a queue; only that of first deliveries is urgent."""
-        if queue_name == QUEUE:
+        urgent = queue_name == QUEUE
+        if urgent:
             inner = super().consume(queue_name, max(prefetch, _PREFETCH), _BUSY_POLL_MS)
-            return _WakingConsumer(inner, self.client)
-        return super().consume(queue_name, prefetch, max(timeout, _CALM_POLL_MS))
+        else:
+            inner = super().consume(queue_name, prefetch, max(timeout, _CALM_POLL_MS))
+        return WaryConsumer(self, inner, queue_name, wait=self._await_wake if urgent else None)
 
-
-class _WakingConsumer(dramatiq.Consumer):
-    """A consumer that waits to be woken when its queue is empty and nothing is in hand."""
-
-    def __init__(self, inner: Any, client: Any) -> None:
-        self._inner = inner
-        self._client = client
-
-    def __next__(self) -> Any:
-        message = next(self._inner)
-        if message is None and self._inner.outstanding_message_count == 0:
-            try:
-                self._client.blpop(_WAKE, timeout=_IDLE_POLL)
-            except (redis.RedisError, OSError):
-                time.sleep(_IDLE_POLL)
-        return message
-
-    def ack(self, message: Any) -> None:
-        self._inner.ack(message)
-
-    def nack(self, message: Any) -> None:
-        self._inner.nack(message)
-
-    def requeue(self, messages: Any) -> None:
-        self._inner.requeue(messages)
-
-    def close(self) -> None:
-        self._inner.close()
+    def _await_wake(self) -> None:
+        try:
+            self.client.blpop(_WAKE, timeout=_IDLE_POLL)
+        except (redis.RedisError, OSError):
+            time.sleep(_IDLE_POLL)
 
 
 def build_broker(url: str, *, consumer: bool = False) -> dramatiq.Broker:

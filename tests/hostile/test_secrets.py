@@ -329,6 +329,8 @@ def test_what_is_deployed_has_no_password_of_ours_and_few_rights() -> None:
         else:
             assert service["cap_drop"] == ["ALL"], name
             assert service["security_opt"] == ["no-new-privileges:true"], name
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), name  # it is spoken to without TLS
     last = (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2].splitlines()
     (user,) = (line.split()[1] for line in last if line.startswith("USER "))
     assert user.split(":")[0] not in {"0", "root"}

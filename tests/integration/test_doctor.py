@@ -72,9 +72,16 @@ def test_what_does_not_work_fails_and_is_named(
     assert "INGEST_" in found[check][1]
 
 
-def test_a_listener_in_the_clear_is_a_warning(env: dict[str, str]) -> None:
-    _, found = examine(env | {"INGEST_LISTEN": "0.0.0.0:50051"})
-    assert found["listener"][0] == "warn"
+def test_a_listener_in_the_clear_fails_and_is_a_warning_where_it_is_meant(
+    env: dict[str, str],
+) -> None:
+    env |= {"INGEST_LISTEN": "0.0.0.0:50051"}
+    code, found = examine(env, "--allow-unsafe-durability")
+    assert (code, found["listener"][0]) == (1, "fail")
+    assert "INGEST_PLAINTEXT" in found["listener"][1]
+
+    code, found = examine(env | {"INGEST_PLAINTEXT": "true"}, "--allow-unsafe-durability")
+    assert (code, found["listener"][0]) == (0, "warn")
 
 
 def test_events_that_nobody_processes_are_a_warning(env: dict[str, str], database_url: str) -> None:

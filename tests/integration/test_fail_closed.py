@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 from tests.kit.certificates import Authority, write
 from tests.kit.forks import Ended, run_all
 from tests.kit.processes import Process, Processes
-from tests.kit.server import BIN, Start, record, settings_for
+from tests.kit.server import BIN, Start, record, records, settings_for
 from tests.kit.tokens import SECRET
 
 ES256 = {"JWT_ALGORITHM": "ES256"}
@@ -161,6 +161,54 @@ def test_a_server_that_could_not_tell_who_is_calling_does_not_start(
     assert line.startswith("Error: ")
     assert REFUSED[name][1] in line
     assert "server_started" not in stderr
+
+
+IN_THE_CLEAR = [
+    (command, listen)
+    for command in ("serve", "dev")
+    for listen in ("0.0.0.0:0", "[::]:0", "192.0.2.1:0", "127.example.org:0", "localhost.example:0")
+]
+
+
+def test_nothing_listens_in_the_clear_off_loopback_unless_told_to(tmp_path: Path) -> None:
+    """Nor where a name only looks like this machine's."""
+    good = settings_for(f"sqlite:///{tmp_path}/x.db", "redis://127.0.0.1:1/0")
+    good["INGEST_DATA_DIR"] = str(tmp_path / "data")
+    cases = [(command, good | {"INGEST_LISTEN": listen}) for command, listen in IN_THE_CLEAR]
+
+    for (command, listen), ended in zip(IN_THE_CLEAR, run_all(cases), strict=True):
+        assert (ended.code, ended.stdout) == (2, ""), (command, listen, ended)
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("Error: ")
+        assert listen in line
+        assert "INGEST_PLAINTEXT" in line
+        assert ("INGEST_TLS_CERT_FILE" in line) == (command == "serve")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", ["serve", "dev"])
+def test_a_listener_in_the_clear_is_warned_of_at_each_start(
+    env: dict[str, str], start_service: Start, tmp_path: Path, command: str
+) -> None:
+    # A name that leads to loopback and is not taken for it: tests open no port to others.
+    env |= {"INGEST_LISTEN": "here.localhost:0", "INGEST_PLAINTEXT": "true"}
+    env["INGEST_DATA_DIR"] = str(tmp_path / "data")
+
+    for _ in range(2):
+        server = start_service(env, command)
+        assert server.caller().is_served() or command == "dev"
+        (told,) = (line for line in records(server.process) if line["level"] == "warning")
+        assert (told["event"], told["listen"]) == ("plaintext_off_loopback", "here.localhost:0")
+        assert server.stop() == 0
+
+
+def test_on_loopback_and_with_tls_there_is_nothing_to_warn_of(
+    env: dict[str, str], start_service: Start, files: dict[str, str]
+) -> None:
+    tls = {"INGEST_TLS_CERT_FILE": files["cert"], "INGEST_TLS_KEY_FILE": files["key"]}
+    for listen in ({}, tls | {"INGEST_LISTEN": "here.localhost:0"}):
+        server = start_service(env | listen)
+        assert not any(line["level"] == "warning" for line in records(server.process))
 
 
 @pytest.fixture

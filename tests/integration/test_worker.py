@@ -1,8 +1,10 @@
 """Real processes: server, broker and Dramatiq workers, and strangers in the queue."""
 
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import dramatiq
@@ -95,40 +97,77 @@ class Canary:
         return (eval, ("__import__('pathlib').Path('/tmp/ingest-unpickled').touch()",))
 
 
-def strange_messages() -> Iterator[bytes]:
-    def message(actor: str, *args: object, **kwargs: object) -> bytes:
-        return dramatiq.Message(
-            queue_name="ingest", actor_name=actor, args=args, kwargs=kwargs, options={}
-        ).encode()
-
+def strange_messages(queue: str) -> Iterator[bytes]:
+    """Yield what nobody of ours would write; everything but the last is to be dropped."""
     user, event_id = str(uuid4()), str(uuid4())
+    keys = {user: [event_id]}
+
+    def message(actor: str, *args: object, **options: object) -> bytes:
+        fields = {
+            "queue_name": queue,
+            "kwargs": {"attempts": 0} if actor == "recover_events" else {},
+            "options": {"redis_message_id": "somebody's"},
+        }
+        return dramatiq.Message(actor_name=actor, args=args, **(fields | options)).encode()  # type: ignore[arg-type]
+
+    ours = "process_events" if queue == "ingest" else "recover_events"
     yield from (b"", b"garbage", b"{}", b"[]", b"null", b"\x80\x04", b"{" * 10_000)
     yield pickle.dumps(Canary())
     yield message("os.system", "true")
-    yield message("process_events")
-    yield message("process_events", 1, 2, 3)
-    yield message("process_events", "x")
-    yield message("process_events", {user: [event_id] * 20_000})
-    yield message("process_events", {user: ["'; DROP TABLE events; --"]})
-    yield message("process_events", {user: [event_id]})
-    yield message("recover_events", {user: [event_id]}, attempts=10**30)
-    yield message("recover_events", {user: [event_id]}, attempts="x")
-    yield message("recover_events", {user: [event_id]}, attempts=0, token="x")
+    yield message("process_events" if ours == "recover_events" else "recover_events", keys)
+    yield message(ours)
+    yield message(ours, 1, 2, 3)
+    yield message(ours, keys, kwargs={"token": "x"})
+    yield message(ours, keys, kwargs=[])
+    yield message(ours, "x")
+    yield message(ours, {user: [event_id] * 20_000})
+    yield message(ours, {user: ["'; DROP TABLE events; --"]})
+    yield message("recover_events", keys, kwargs={"attempts": "x"})
+    # As many as would hold back, or end the threads of, all that could be worked on.
+    for _ in range(40):
+        yield message(ours, keys, options={"redis_message_id": "x", "eta": 1 << 60})
+        yield message(ours, keys, queue_name="elsewhere")
+    yield message(ours, keys, options=None)
+    yield message(ours, keys, options={})
+    yield message(ours, keys, options={"redis_message_id": {}})
+    yield message(ours, keys, options={"redis_message_id": "x", "throws": "x"})
+    yield message(ours, keys, message_id=[])
+    yield message(ours, keys)
 
 
-def test_strangers_in_the_queue_execute_nothing_and_stop_nothing(
+def told(worker: Process) -> list[dict[str, Any]]:
+    """Return a worker's log records; Dramatiq's own program says hello in lines of another form."""
+    lines = worker.stderr().rpartition("\n")[0].splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def dropped(worker: Process) -> int:
+    """Return how many messages a worker says that it dropped."""
+    lines = [line for line in told(worker) if line["event"] == "message_dropped"]
+    return sum(line.get("count", 1) for line in lines)
+
+
+def test_strangers_in_the_queue_execute_nothing_stop_nothing_and_are_counted(
     pair: tuple[Service, Process], broker_url: str
 ) -> None:
     alice = pair[0].caller()
+    expected = 0
     with redis.Redis.from_url(broker_url) as client:
-        for number, message in enumerate(strange_messages()):
-            for queue in ("ingest", "ingest-recovery"):
+        for queue in ("ingest", "ingest-recovery"):
+            strangers = list(strange_messages(queue))
+            for number, message in enumerate(strangers):
                 client.hset(f"dramatiq:{queue}.msgs", f"stranger-{number}", message)
                 client.rpush(f"dramatiq:{queue}", f"stranger-{number}")
-                alice.submit(event())
+            expected += len(strangers) - 1
+            alice.submit(event())
         client.rpush("dramatiq:ingest", "an id without a message")
+        eventually(lambda: dropped(pair[1]) >= expected, timeout=30)
+        for _ in range(20):
+            alice.submit(event())
     eventually(processed(alice), timeout=30)
 
+    assert dropped(pair[1]) == expected
+    assert not [line for line in told(pair[1]) if line["level"] in {"error", "critical"}]
     assert pair[1].returncode is None
     assert set(alice.counts()) == {"PROCESSED"}
     assert not Path("/tmp/ingest-unpickled").exists()  # noqa: S108
