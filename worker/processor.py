@@ -8,6 +8,7 @@ so that a worker which dies takes the attempt with it.
 import random
 import uuid
 from collections.abc import Sequence
+from datetime import datetime
 
 import structlog
 from sqlalchemy import Connection, Engine
@@ -17,12 +18,14 @@ from eventstore.clock import DatabaseClock
 from eventstore.errors import PermanentStorageError, TransientStorageError, storage_errors
 from eventstore.values import EventKey, EventStatus, Finished, PendingEvent, Postponed
 from worker.pipeline import Enricher, process
-from worker.timelimit import OutOfTime
+from worker.timelimit import OutOfTime, TimeLimit
 
 log = structlog.get_logger()
 
 #: Events of one recovery transaction at the first attempt; from the second on each stands alone.
 RECOVERY_ROWS = 100
+#: Part of the lease that the pipeline may take, so that a lease is never outlived knowingly.
+_TIME_SHARE = 2 / 3
 #: Seconds of the longest back-off.
 _MAX_BACKOFF = 60.0
 
@@ -53,6 +56,8 @@ class Processor:
         self._max_attempts = max_attempts
         self._lease_seconds = lease_seconds
         self._clock = DatabaseClock()
+        #: For the pipeline of one message; it takes effect once somebody starts it.
+        self.limit = TimeLimit(lease_seconds * _TIME_SHARE)
 
     def first_delivery(self, keys: Sequence[EventKey]) -> None:
         """Process the events that nobody has attempted yet, in one transaction.
@@ -117,17 +122,18 @@ class Processor:
             return
         finished: list[Finished] = []
         postponed: list[Postponed] = []
-        now = self._clock.now()
-        for event in events:
-            try:
-                finished.append(process(event, now=now, enrichers=self._enrichers))
-            except OutOfTime:
-                raise _EventFailure(event, "processing ran out of time") from None
-            except Exception as error:  # noqa: BLE001  # an enricher may raise anything
-                log.warning("event_postponed", event_id=event.key.id, error=type(error).__name__)
-                reason = f"processing failed: {type(error).__name__}"
-                outcome = self._failed(event, reason, counted=token is not None)
-                (finished if isinstance(outcome, Finished) else postponed).append(outcome)  # type: ignore[arg-type]
+        event, now = events[0], self._clock.now()
+        try:
+            # Statements have time limits of their own, and nothing may strike in the driver.
+            with self.limit.limited():
+                for event in events:
+                    outcome = self._processed(event, now, counted=token is not None)
+                    if isinstance(outcome, Finished):
+                        finished.append(outcome)
+                    else:
+                        postponed.append(outcome)
+        except OutOfTime:
+            raise _EventFailure(event, "processing ran out of time") from None
         written = processing.finish(connection, finished, token)
         processing.postpone(connection, postponed, token)
         for result in finished:
@@ -135,6 +141,16 @@ class Processor:
                 name = f"event_{result.status.name.lower()}"
                 log.info(name, event_id=result.key.id, reason=result.error)
         log.info("event_processed", count=written, recovered=token is not None)
+
+    def _processed(
+        self, event: PendingEvent, now: datetime, *, counted: bool
+    ) -> Finished | Postponed:
+        try:
+            return process(event, now=now, enrichers=self._enrichers)
+        except Exception as error:  # noqa: BLE001  # an enricher may raise anything
+            log.warning("event_postponed", event_id=event.key.id, error=type(error).__name__)
+            reason = f"processing failed: {type(error).__name__}"
+            return self._failed(event, reason, counted=counted)
 
     def _failed(self, event: PendingEvent, reason: str, *, counted: bool) -> Finished | Postponed:
         attempts = event.attempts + (0 if counted else 1)

@@ -21,12 +21,9 @@ from worker.dispatch import PROCESS_ACTOR, RECOVER_ACTOR, Dispatcher
 from worker.pipeline import installed_enrichers
 from worker.processor import Processor
 from worker.sweeper import Sweeper
-from worker.timelimit import OutOfTime, TimeLimit
 
 log = structlog.get_logger()
 
-#: Part of the lease that one message may take, so that a lease is never outlived knowingly.
-_TIME_SHARE = 2 / 3
 #: Objects from which on garbage is collected.
 _GARBAGE = 20_000
 #: Most keys of a message that are looked at, whatever a stranger wrote into the queue.
@@ -41,7 +38,6 @@ class Runtime(Middleware):
         """Build the parts; nothing connects and no thread starts yet."""
         self._engine = engine
         self._broker = broker
-        self._limit = TimeLimit(settings.lease_seconds * _TIME_SHARE)
         self._processor = Processor(
             engine,
             enrichers=installed_enrichers(),
@@ -69,7 +65,7 @@ class Runtime(Middleware):
         gc.set_threshold(_GARBAGE)
         self._parent = os.getppid()
         threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
-        self._limit.start()
+        self._processor.limit.start()
         self.sweeper.start()
         log.info("worker_started")
 
@@ -83,12 +79,12 @@ class Runtime(Middleware):
 
     def _process_events(self, keys: object) -> None:
         """Actor: the first delivery of committed events."""
-        with self._until_swept(), self._limit.limited():
+        with self._until_swept():
             self._processor.first_delivery(parse_keys(keys))
 
     def _recover_events(self, keys: object, attempts: object) -> None:
         """Actor: another attempt at events that the sweeper found."""
-        with self._until_swept(), self._limit.limited():
+        with self._until_swept():
             if not isinstance(attempts, int):
                 raise ValueError("attempts must be a number")
             self._processor.recover(parse_keys(keys), attempts=attempts)
@@ -100,10 +96,6 @@ class Runtime(Middleware):
             yield
         except TransientStorageError as error:
             log.warning("message_dropped", reason="storage", error=str(error))
-        except OutOfTime:
-            # Not in one event's pipeline (that is noted in its row): the database was slow, or this
-            # process stood still.
-            log.warning("message_dropped", reason="out of time")
         except ValueError as error:
             log.warning("message_dropped", reason=str(error))
 
