@@ -82,7 +82,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     line.seconds = time.monotonic() - began
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rigs(request: pytest.FixtureRequest) -> Iterator[list[Rig]]:
     """The rig that rows share; a row that cannot restore it has it made anew."""
     kept: list[Rig] = []
