@@ -4,7 +4,7 @@ SHELL := /bin/sh
 SOURCES := ingest_service worker eventstore clients/python/ingest tests scripts $(wildcard benchmarks examples)
 BIN := .venv/bin
 
-.PHONY: help run install-dev test test-faults check lint types imports proto generated requirements audit deploy sbom bench bench-quick \
+.PHONY: help run install-dev test coverage test-faults check lint types imports proto generated requirements audit deploy sbom bench bench-quick \
 	generate lock format clean
 
 help: ## show this list
@@ -19,7 +19,10 @@ install-dev: ## make or refresh .venv with everything for development
 
 test: install-dev ## run the tests against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
 	@scripts/test-services
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+coverage: ## make test, slower, and the lines that it has not run
+	@$(MAKE) --no-print-directory test PYTEST_ARGS="--cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
 
 test-faults: install-dev ## every row of the fault table (PYTEST_ARGS="--faults-long": full counts)
 	@scripts/test-services

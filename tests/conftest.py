@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
@@ -10,6 +11,8 @@ import redis
 from tests.kit.databases import close_database, fresh_database
 from tests.kit.processes import Processes
 from tests.kit.services import start_postgres, start_redis
+
+pytest_plugins = ("tests.faults.options",)
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +27,20 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """Where a Redis is, used by these tests alone: an unused database as given, or one of ours."""
+def redis_url(worker_id: str) -> Iterator[str]:
+    """Where a Redis is, used by these tests alone: an unused database as given, or one of ours.
+
+    Workers of pytest-xdist take the databases that follow the given one.
+    """
     if given := os.environ.get("TEST_REDIS_URL"):
-        with redis.Redis.from_url(given) as client:
-            assert client.dbsize() == 0, "TEST_REDIS_URL names a database that is in use"
-            yield given
+        parts = urlsplit(given)
+        number = int(parts.path.strip("/") or 0)
+        if worker_id != "master":
+            number += int(worker_id.removeprefix("gw"))
+        url = urlunsplit(parts._replace(path=f"/{number}"))
+        with redis.Redis.from_url(url) as client:
+            assert client.dbsize() == 0, f"TEST_REDIS_URL: database {number} is in use"
+            yield url
             client.flushdb()
         return
     server = start_redis()

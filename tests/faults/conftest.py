@@ -1,54 +1,27 @@
-"""Options, the rig that rows share, and the report of the fault suite.
+"""The rig that rows share, and what each knows of its run.
 
 `make test` runs the smoke and what needs no rig; `make test-faults` (`--faults`) runs every row.
 """
 
-import os
 import random
 import shutil
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.faults.report import Line, Report
+from tests.faults.options import REPORT
+from tests.faults.report import Line
 from tests.faults.rig import BRISK, Rig
 from tests.faults.trial import Trial
 
-_REPORT = pytest.StashKey[Report]()
 _OUTCOME = pytest.StashKey[pytest.TestReport]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Flags of the suite; each has an environment variable for runs that start above it."""
-    group = parser.getgroup("faults")
-    group.addoption("--faults", action="store_true", help="run every row, in the short form")
-    group.addoption("--faults-long", action="store_true", help="run every row, at full counts")
-    group.addoption("--faults-seed", type=int, help="seed of every random choice")
-    group.addoption("--storm-seconds", type=float, help="length of the storm (row 39)")
-    group.addoption(
-        "--faults-report", default="build/faults-report.md", help="where the report goes"
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, choose the seed, begin the report."""
-    config.addinivalue_line("markers", "row(number, title): a row of the fault table")
-    long = _option(config, "faults_long", default=False)
-    seed = _option(config, "faults_seed", default=None) or int(os.environ.get("FAULTS_SEED", "0"))
-    config.stash[_REPORT] = Report(
-        form="long" if long else "short",
-        seed=int(seed) or random.SystemRandom().randrange(1, 1 << 30),
-    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave the rows to the runs that ask for them."""
-    wanted = _option(config, "faults", default=False) or _option(
-        config, "faults_long", default=False
-    )
+    wanted = config.option.faults or config.option.faults_long
     return True if collection_path.name.startswith("test_row") and not wanted else None
 
 
@@ -61,20 +34,6 @@ def pytest_runtest_makereport(
     if result.when == "call":
         item.stash[_OUTCOME] = result
     return result
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the report and write it down."""
-    report = terminalreporter.config.stash[_REPORT]
-    if not report.lines:
-        return
-    terminalreporter.section("fault suite")
-    for line in report.text():
-        terminalreporter.line(line)
-    path = terminalreporter.config.rootpath / str(
-        _option(terminalreporter.config, "faults_report", default="build/faults-report.md")
-    )
-    report.write(path)
 
 
 class Case:
@@ -105,7 +64,7 @@ class Case:
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     """This row's form, seed and line in the report."""
     config = request.config
-    report = config.stash[_REPORT]
+    report = config.stash[REPORT]
     marker = request.node.get_closest_marker("row")
     number, title = marker.args if marker else ("-", request.node.name)
     line = report.add(str(number), title)
@@ -114,7 +73,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
         long=report.form == "long",
         seed=report.seed,
         line=line,
-        storm_seconds=_option(config, "storm_seconds", default=None),
+        storm_seconds=config.option.storm_seconds,
     )
     outcome = request.node.stash.get(_OUTCOME, None)
     line.result = outcome.outcome if outcome else "error"
@@ -124,7 +83,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     line.seconds = time.monotonic() - began
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rigs(request: pytest.FixtureRequest) -> Iterator[list[Rig]]:
     """The rig that rows share; a row that cannot restore it has it made anew."""
     kept: list[Rig] = []
@@ -137,7 +96,7 @@ def rigs(request: pytest.FixtureRequest) -> Iterator[list[Rig]]:
 def rig(rigs: list[Rig], request: pytest.FixtureRequest) -> Iterator[Rig]:
     """The shared rig, running and whole: one server, two workers."""
     if not rigs:
-        long = request.config.stash[_REPORT].form == "long"
+        long = request.config.stash[REPORT].form == "long"
         rigs.append(Rig(durable=True, settings={} if long else BRISK))
         rigs[0].start()
         warm = Trial(rigs[0], seed=1)
@@ -166,8 +125,3 @@ def trial(rig: Rig, case: Case) -> Iterator[Trial]:
     yield made
     for load in made.loads:
         load.kill()
-
-
-def _option(config: pytest.Config, name: str, *, default: Any) -> Any:
-    """Read an option; unknown when this file was loaded after the command line was parsed."""
-    return getattr(config.option, name, default)

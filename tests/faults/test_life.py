@@ -233,7 +233,7 @@ def test_every_life_of_a_row_ends_once(
 ) -> None:
     """On both databases the same steps give the same rows."""
     engine = make_engine()
-    long = getattr(request.config.option, "faults_long", False)
+    long = request.config.option.faults_long
     try:
         run_state_machine_as_test(
             lambda: RowLife(engine),  # type: ignore[arg-type]  # any factory will do

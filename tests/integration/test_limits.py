@@ -9,22 +9,26 @@ import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
 from tests.kit.caller import Caller, event, refused
-from tests.kit.server import Service, Start, settings_for
+from tests.kit.server import DATABASES, Service, running, settings_for, shared_database
 from tests.kit.waiting import eventually
 
 
-@pytest.fixture
-def limited(start_service: Start, store_url: str, broker_url: str) -> Service:
+@pytest.fixture(scope="module", params=DATABASES)
+def limited(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_url: str
+) -> Iterator[Service]:
     """A server where a user may submit 10 events a second, read 10 times, and stream twice."""
-    return start_service(
-        settings_for(
-            store_url,
-            broker_url,
-            USER_EVENTS_PER_SECOND="10",
-            USER_READS_PER_SECOND="10",
-            USER_STREAMS="2",
-        )
-    )
+    folder = tmp_path_factory.mktemp("limited")
+    shares = {
+        "USER_EVENTS_PER_SECOND": "10",
+        "USER_READS_PER_SECOND": "10",
+        "USER_STREAMS": "2",
+    }
+    with (
+        shared_database(request, folder) as url,
+        running(folder, settings_for(url, redis_url, **shares)) as server,
+    ):
+        yield server
 
 
 def flood(caller: Caller) -> int:

@@ -121,30 +121,30 @@ def test_bounds_at_the_end_of_time_are_fine(alice: Caller, edge: int) -> None:
 @pytest.mark.parametrize(
     "fields, paths",
     [
-        ({"page_size": -1}, {"page_size"}),
-        ({"page_size": 1_001}, {"page_size"}),
-        ({"page_size": 2**31 - 1}, {"page_size"}),
-        ({"page_size": -(2**31)}, {"page_size"}),
-        ({"status": 5}, {"status"}),
-        ({"status": -1}, {"status"}),
-        ({"type": "a\0"}, {"type"}),
-        ({"type": "x" * 256, "source": "\n"}, {"type", "source"}),
-        ({"received_after": Timestamp(seconds=2**62)}, {"received_after"}),
-        ({"received_before": Timestamp(nanos=-1)}, {"received_before"}),
-        ({"payload_format": 4}, {"payload_format"}),
-        ({"page_token": "x"}, {"page_token"}),
-        ({"page_token": "A" * 32}, {"page_token"}),
-        ({"page_token": "\0"}, {"page_token"}),
+        ({"page_size": -1}, ["page_size"]),
+        ({"page_size": 1_001}, ["page_size"]),
+        ({"page_size": 2**31 - 1}, ["page_size"]),
+        ({"page_size": -(2**31)}, ["page_size"]),
+        ({"status": 5}, ["status"]),
+        ({"status": -1}, ["status"]),
+        ({"type": "a\0"}, ["type"]),
+        ({"type": "x" * 256, "source": "\n"}, ["type", "source"]),
+        ({"received_after": Timestamp(seconds=2**62)}, ["received_after"]),
+        ({"received_before": Timestamp(nanos=-1)}, ["received_before"]),
+        ({"payload_format": 4}, ["payload_format"]),
+        ({"page_token": "x"}, ["page_token"]),
+        ({"page_token": "A" * 32}, ["page_token"]),
+        ({"page_token": "\0"}, ["page_token"]),
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_what_cannot_be_listed_is_refused(
-    alice: Caller, fields: dict[str, object], paths: set[str]
+    alice: Caller, fields: dict[str, object], paths: list[str]
 ) -> None:
     refusal = refused(alice.list, **fields)
 
     assert refusal.verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
-    assert set(refusal.fields) == paths
+    assert set(refusal.fields) == set(paths)
 
 
 def test_counts_refuse_impossible_times(alice: Caller) -> None:

@@ -131,6 +131,21 @@ def running(folder: Path, env: Mapping[str, str], command: str = "serve") -> Ite
         process.kill_group()
 
 
+@contextmanager
+def shared_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """Give a migrated database of the kind that a fixture is parametrised with, for many tests."""
+    if request.param == "postgresql":
+        server, template = (
+            request.getfixturevalue(name) for name in ("postgres_url", "migrated_template")
+        )
+        with fresh_database(server, template) as url:
+            yield url
+    else:
+        url = f"sqlite:///{folder / 'ingest.db'}"
+        migrations.upgrade(url)
+        yield url
+
+
 @pytest.fixture(scope="session", params=DATABASES)
 def service(
     request: pytest.FixtureRequest,
@@ -139,7 +154,7 @@ def service(
 ) -> Iterator[Service]:
     """A server on each of the databases, shared by all tests: each test is a user of its own."""
     folder = tmp_path_factory.mktemp("service")
-    with _session_database(request, folder) as url:
+    with shared_database(request, folder) as url:
         env = settings_for(url, redis_url, STREAM_IDLE_SECONDS="2")
         with running(folder, env) as started:
             yield started
@@ -187,17 +202,3 @@ def start_service(tmp_path: Path) -> Iterator[Start]:
             return opened.enter_context(running(tmp_path / f"server-{next(numbers)}", env, command))
 
         yield start
-
-
-@contextmanager
-def _session_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    if request.param == "postgresql":
-        server, template = (
-            request.getfixturevalue(name) for name in ("postgres_url", "migrated_template")
-        )
-        with fresh_database(server, template) as url:
-            yield url
-    else:
-        url = f"sqlite:///{folder / 'ingest.db'}"
-        migrations.upgrade(url)
-        yield url
