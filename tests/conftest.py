@@ -1,7 +1,7 @@
 """Fixtures for every test: databases, brokers and processes, each one private and ended."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -11,8 +11,16 @@ import redis
 from tests.kit.databases import close_database, fresh_database
 from tests.kit.processes import Processes
 from tests.kit.services import start_postgres, start_redis
+from tests.kit.turns import turn
 
 pytest_plugins = ("tests.faults.options",)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run the rows of the fault table alone: they judge times."""
+    with turn(alone=item.get_closest_marker("row") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
