@@ -15,6 +15,11 @@ def cpu_seconds(root: int) -> float:
     return _TICK * sum(_ticks(pid) for pid in _tree(root))
 
 
+def loop_seconds(pid: int) -> float:
+    """Return the CPU time so far of a process's first thread, in which a server's loop runs."""
+    return _TICK * sum(_fields(Path(f"/proc/{pid}/task/{pid}/stat"))[:2])
+
+
 def peak_rss_mb(root: int) -> float:
     """Return the sum of the largest resident sizes that the processes of a tree ever had."""
     return sum(_status_kb(pid, "VmHWM") for pid in _tree(root)) / 1024
@@ -63,11 +68,15 @@ def _tree(root: int) -> list[int]:
 
 def _ticks(pid: int) -> int:
     """User and system time, of the process itself and of its reaped children."""
+    return sum(_fields(Path(f"/proc/{pid}/stat")))
+
+
+def _fields(stat: Path) -> list[int]:
+    """Return utime, stime, cutime and cstime, or nothing when the process has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return [int(field) for field in stat.read_text().rpartition(")")[2].split()[11:15]]
     except OSError:
-        return 0
-    return sum(map(int, fields[11:15]))
+        return []
 
 
 def _status_kb(pid: int, field: str) -> int:

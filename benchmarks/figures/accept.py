@@ -7,7 +7,7 @@ from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body, write_bo
 from benchmarks.h2load import Load, post
 from benchmarks.sample import Sample, latency_detail
 from benchmarks.stack import Bench, Server
-from benchmarks.usage import peak_rss_mb
+from benchmarks.usage import loop_seconds, peak_rss_mb
 
 #: Connections over which calls in flight are spread; the server allows 100 calls on each.
 _CONNECTIONS = 4
@@ -66,14 +66,15 @@ def accept(bench: Bench, shape: Shape, *, processes: int = 1) -> Sample:
     with bench.database() as database, bench.server(database, processes=processes) as server:
         shape.send(bench, server, shape.events // 10)
         before, meter = database.counters(), bench.cpu(server=server.process)
+        loop = loop_seconds(server.process.pid)
         load = shape.send(bench, server, shape.events)
-        cpu = meter.stop()
+        loop, cpu = loop_seconds(server.process.pid) - loop, meter.stop()
         sent = shape.events_in(shape.events)
         after, value = database.counters(), sent / load.seconds
         detail = {
             "events_per_s": value,
             **latency_detail(load.latencies, "accept"),
-            **_costs(cpu | {"client": load.cpu_seconds}, sent),
+            **_costs(cpu | {"server_loop": loop, "client": load.cpu_seconds}, sent),
             "server_rss_mb": round(peak_rss_mb(server.process.pid), 1),
             "wal_bytes_per_event": round((after.wal_bytes - before.wal_bytes) / sent, 1),
             "commits_per_event": round((after.transactions - before.transactions) / sent, 5),
@@ -89,10 +90,14 @@ def noop(bench: Bench, shape: Shape) -> Sample:
         command = (bench.python, "-m", "benchmarks.limits.noop_server")
         server = bench.start_server(started, command, bench.settings())
         shape.send(bench, server, shape.events // 10)
+        meter, loop = bench.cpu(server=server.process), loop_seconds(server.process.pid)
         load = shape.send(bench, server, shape.events)
+        loop, cpu = loop_seconds(server.process.pid) - loop, meter.stop()
+    sent = shape.events_in(shape.events)
+    cpu = {"server": cpu["server"], "server_loop": loop, "client": load.cpu_seconds}
     return Sample(
-        value=shape.events_in(shape.events) / load.seconds,
-        detail=latency_detail(load.latencies, "noop"),
+        value=sent / load.seconds,
+        detail={**latency_detail(load.latencies, "noop"), **_costs(cpu, sent)},
     )
 
 
