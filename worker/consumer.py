@@ -66,8 +66,14 @@ class WaryConsumer(dramatiq.Consumer):
         self._inner.nack(message)
 
     def requeue(self, messages: Any) -> None:
-        """Give messages back to the queue."""
-        self._inner.requeue(messages)
+        """Give messages back to the queue, as a worker does that ends; else the sweeper has them.
+
+        Dramatiq lets no more than its own error pass here: a worker would end with a traceback.
+        """
+        try:
+            self._inner.requeue(messages)
+        except (redis.RedisError, OSError) as error:
+            log.warning("broker_unavailable", error=type(error).__name__, queue=self._queue_name)
 
     def close(self) -> None:
         """Tell what was not told yet, and close."""

@@ -14,8 +14,11 @@ import redis
 from tests.kit.caller import Caller, event, refused
 from tests.kit.processes import Process, Processes
 from tests.kit.server import BIN, Service, Start, record, records, settings_for
+from tests.kit.services import Redis
 from tests.kit.tokens import make_token
 from tests.kit.waiting import eventually
+from worker.broker import QUEUE, build_broker
+from worker.dispatch import PROCESS_ACTOR, Dispatcher
 
 FAST = {"SWEEP_SECONDS": "0.2", "DISPATCH_GRACE_SECONDS": "0.5", "LOG_LEVEL": "INFO"}
 
@@ -211,3 +214,22 @@ def test_no_secret_and_no_payload_reaches_a_log(
             assert secret not in output, secret
         assert "\x1b" not in output
     assert record(server.process, "server_stopped")
+
+
+def test_a_worker_that_ends_while_redis_is_away_leaves_its_messages_to_the_sweeper() -> None:
+    """Dramatiq gives back what it holds when it ends, and knows nothing of Redis's errors."""
+    server = Redis(persistent=False)
+    server.start()
+    try:
+        broker = build_broker(server.url, consumer=True)
+        options = {"broker": broker, "actor_name": PROCESS_ACTOR, "queue_name": QUEUE}
+        dramatiq.actor(**options)(lambda _keys: None)  # type: ignore[call-overload]
+        Dispatcher(broker, chunk_rows=10).first_deliveries({str(uuid4()): [str(uuid4())]})
+        consumer = broker.consume(QUEUE)
+        message = next(consumer)
+        assert message is not None
+        server.kill()
+
+        consumer.requeue([message])
+    finally:
+        server.remove()
