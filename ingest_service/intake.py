@@ -79,10 +79,7 @@ class Intake:
         StorageUnavailable. Raises Draining or Overloaded at once when it is not taken. A caller
         that stops waiting changes nothing: what was taken is written.
         """
-        if self._draining:
-            raise Draining
-        if not self._room.is_set():
-            raise Overloaded
+        self.admit()
         answer: asyncio.Future[Verdicts] = self._loop.create_future()
         self._rows += len(submission.events)
         self._bytes += submission.size
@@ -93,6 +90,13 @@ class Intake:
         if self._rows >= _DEEP:
             self._deep.set()
         return answer
+
+    def admit(self) -> None:
+        """Raise Draining or Overloaded when `submit` would, before any work is spent on a call."""
+        if self._draining:
+            raise Draining
+        if not self._room.is_set():
+            raise Overloaded
 
     async def room(self) -> None:
         """Wait until the intake takes submissions again; a full intake slows streams this way."""

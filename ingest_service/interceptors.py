@@ -28,6 +28,7 @@ from ingest_service.errors import (
 )
 from ingest_service.principal import READ, WRITE, Principal, current_principal
 from ingest_service.status import internal_status, to_status
+from ingest_service.tally import Tally
 
 log = structlog.get_logger()
 
@@ -79,6 +80,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._calls = calls
         self._answers = answers
         self._arrivals = arrivals
+        self._tally = Tally()
         self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
 
     async def intercept_service(
@@ -106,7 +108,7 @@ class Gate(grpc.aio.ServerInterceptor):
             self._calls.check()
         except IngestError as error:
             if isinstance(error, Unauthenticated):
-                log.info("call_unauthenticated", reason=error.reason, cause=error.cause)
+                self._tally.note("call_unauthenticated", reason=error.reason, cause=error.cause)
             return _refusal(error)
         return self._bound(handler, principal, _REQUESTS[handler_call_details.method])
 
@@ -145,7 +147,7 @@ class Gate(grpc.aio.ServerInterceptor):
             answer: Message = await behaviour(parse_message(request, wire), context)
             sent = answer.SerializeToString()
         except Exception as error:  # noqa: BLE001  # this is the one door
-            await _abort(context, error)
+            await self._abort(context, error)
         finally:
             self._calls.leave()
         self._answers.settle(context, len(sent))
@@ -163,7 +165,7 @@ class Gate(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
         self._arrivals.arrived(task)
         if wire is grpc.aio.EOF:
-            await _abort(context, FieldInvalid([Violation("", "a message is required")]))
+            await self._abort(context, FieldInvalid([Violation("", "a message is required")]))
         return cast("bytes", wire)
 
     async def _call_stream(
@@ -178,23 +180,22 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             return await behaviour(wires, context)
         except Exception as error:  # noqa: BLE001  # this is the one door
-            await _abort(context, error)
+            await self._abort(context, error)
         finally:
             self._calls.leave()
 
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with the status of an exception; one that nobody foresaw is INTERNAL."""
-    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
-        raise error
-    if isinstance(error, Refused | RateLimited | Unavailable):
-        if not isinstance(error, Refused):
-            log.info("call_refused", reason=error.reason)
-        await context.abort_with_status(to_status(error))
-    request_id = uuid.uuid4().hex
-    log.error("call_failed", request_id=request_id, exc_info=error)
-    await context.abort_with_status(internal_status(request_id))
-    raise AssertionError("abort returned")
+    async def _abort(self, context: Context, error: Exception) -> NoReturn:
+        """End the call with the status of an exception; one that nobody foresaw is INTERNAL."""
+        if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+            raise error
+        if isinstance(error, Refused | RateLimited | Unavailable):
+            if not isinstance(error, Refused):
+                self._tally.note("call_refused", reason=error.reason)
+            await context.abort_with_status(to_status(error))
+        request_id = uuid.uuid4().hex
+        log.error("call_failed", request_id=request_id, exc_info=error)
+        await context.abort_with_status(internal_status(request_id))
+        raise AssertionError("abort returned")
 
 
 def _refusal(error: IngestError) -> Handler:

@@ -61,12 +61,11 @@ class UserLimits:
         self._most_streams = settings.user_streams
         self._streams: Counter[str] = Counter()
 
-    def submit(self, user_id: str, *, events: int, size: int) -> None:
-        """Count a call that submits; raises RateLimited, and then counts nothing."""
+    def admit(self, user_id: str) -> None:
+        """Raise RateLimited when the user may not submit now; `charge` follows what is taken."""
         wait = self.submit_wait(user_id)
         if wait:
             raise RateLimited("events or bytes a second", wait)
-        self.charge(user_id, events=events, size=size)
 
     def submit_wait(self, user_id: str) -> float:
         """Return the seconds until the user may submit, 0 for now."""

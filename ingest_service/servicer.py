@@ -251,8 +251,13 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     async def _decoded(
         self, events: Sequence[event_pb2.EventInput], field: str, size: int
     ) -> Submission:
-        """Decode the events of an atomic call, in a thread when that may take long."""
+        """Decode the events of an atomic call, in a thread when that may take long.
+
+        What would be refused however good it is, is refused first: that must be cheap.
+        """
         user = _caller().user
+        self._limits.admit(user.id)
+        self._intake.admit()
         if size > _LARGE:
             return await self._offload.run(
                 self._decoder.submission, events, user=user, field=field, size=size
@@ -261,8 +266,9 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 
     async def _store(self, submission: Submission, field: str) -> list[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it."""
-        self._limits.submit(submission.user.id, events=len(submission.events), size=submission.size)
-        verdicts = await self._intake.submit(submission)
+        answer = self._intake.submit(submission)
+        self._limits.charge(submission.user.id, events=len(submission.events), size=submission.size)
+        verdicts = await answer
         _raise_refusals(verdicts, field)
         return [
             encode_receipt(event, verdicts.get(index), index)

@@ -9,7 +9,14 @@ import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
 from tests.kit.caller import Caller, event, refused
-from tests.kit.server import DATABASES, Service, running, settings_for, shared_database
+from tests.kit.server import (
+    DATABASES,
+    Service,
+    records,
+    running,
+    settings_for,
+    shared_database,
+)
 from tests.kit.waiting import eventually
 
 
@@ -34,9 +41,7 @@ def limited(
 def flood(caller: Caller) -> int:
     """Submit until refused, and return how many were not."""
     for accepted in range(1_000):
-        try:
-            caller.submit(event())
-        except grpc.RpcError:
+        if is_refused(caller):
             return accepted
     raise AssertionError("never refused")
 
@@ -54,17 +59,41 @@ def test_a_user_who_submits_too_much_is_told_when_to_come_back(limited: Service)
     assert modest.submit(event()).event_id
 
 
+def test_a_flood_of_refusals_is_counted_in_few_lines_and_decodes_nothing(
+    limited: Service,
+) -> None:
+    greedy = limited.caller()
+    before = told(limited)
+    flood(greedy)
+
+    assert refused(greedy.submit, event("")).verdict[1] == "RATE_LIMITED"
+    accepted = sum(not is_refused(greedy) for _ in range(100))
+
+    beyond = 102 - accepted
+    assert beyond >= 50
+    eventually(lambda: sum(told(limited)) - sum(before) >= beyond, timeout=5)
+    assert len(told(limited)) - len(before) <= 20
+
+
+def is_refused(caller: Caller) -> bool:
+    try:
+        caller.submit(event())
+    except grpc.RpcError:
+        return True
+    return False
+
+
+def told(service: Service) -> list[int]:
+    """How many refused calls each line about them stands for."""
+    refusals = (line for line in records(service.process) if line["event"] == "call_refused")
+    return [line["count"] for line in refusals]
+
+
 def test_who_waits_may_submit_again(limited: Service) -> None:
     greedy = limited.caller()
     flood(greedy)
 
-    def again() -> bool:
-        try:
-            return bool(greedy.submit(event()).event_id)
-        except grpc.RpcError:
-            return False
-
-    eventually(again, timeout=5)
+    eventually(lambda: not is_refused(greedy), timeout=5)
 
 
 def test_a_stream_beyond_the_share_is_slowed_and_nothing_of_it_is_lost(limited: Service) -> None:
