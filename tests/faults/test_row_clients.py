@@ -166,7 +166,7 @@ def test_overload(trial: Trial, rig: Rig, case: Case) -> None:
         noisy = Trial(rig, seed=1)
         # As many calls at a time as keep both writers busy, and none is refused.
         full = Torrent.of(pour(noisy, rig.ports[0], rate=1_000, seconds=3, events=50, most_open=16))
-        capacity = 50 * full.taken / 3
+        capacity = 50 * full.in_time / 3
         alone = quantile(flood_with(trial, callers=1, seconds=1).answered, 0.5)
         memory = resident(rig.server.pids())
         with Probe(rig.target()) as probe:
@@ -176,15 +176,14 @@ def test_overload(trial: Trial, rig: Rig, case: Case) -> None:
             torrent = Torrent.of(pour(noisy, rig.ports[0], rate=calls, seconds=seconds, events=50))
             ended = time.monotonic()
             grown = resident(rig.server.pids()) - memory
-            back = _calm_again(trial, alone) - ended
+            back = _calm_again(trial, alone) - ended + torrent.drain_seconds
         line.latency = 0
         trial.load()
         time.sleep(1)
         trial.verdict()
         noisy.settle()
 
-    # What waits at the end of the flood is answered after it.
-    goodput, offered = (50 * calls / (ended - began) for calls in (torrent.taken, torrent.calls))
+    goodput, offered = (50 * calls / seconds for calls in (torrent.in_time, torrent.calls))
     slow, late = quantile(torrent.refused, 0.99), quantile(torrent.late, 0.99)
     case.note(
         f"capacity {capacity:.0f}/s, offered {offered / capacity:.1f} times as much, goodput"
@@ -238,7 +237,7 @@ def test_a_noisy_user(trial: Trial, rig: Rig, case: Case, share: int) -> None:
 
     before, during = trial.unary_ms(calm, began), trial.unary_ms(began, ended)
     quiet = len(history.facts("ok", after=began, before=ended)) / (ended - began)
-    offered = torrent.calls / (ended - began)
+    offered = torrent.calls / seconds
     case.note(
         f"{offered / quiet:.0f} times as much, {torrent.taken / seconds:.0f}/s of it taken; p99"
         f" {before:.0f} ms alone, {during:.0f} ms beside it; its client took"

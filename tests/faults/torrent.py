@@ -58,12 +58,16 @@ class Torrent:
 
     calls: int = 0
     taken: int = 0
+    #: Of those, how many were answered before the time was up.
+    in_time: int = 0
     #: Milliseconds from when a call had left until it was refused.
     refused: list[float] = field(default_factory=list)
     #: Refusals that do not say what they should, or when to come back.
     odd: int = 0
     #: Milliseconds by which calls left late.
     late: list[float] = field(default_factory=list)
+    #: Seconds until the last answer, after the time was up.
+    drain_seconds: float = 0.0
     cpu_seconds: float = 0.0
 
     @classmethod
@@ -155,9 +159,12 @@ def _run(course: Course) -> Torrent:
         wait = max(0.0, due - time.perf_counter()) if can else 0.05
         for ready in select.select(pipes, [], [], wait)[0]:
             ready.ended()
+            in_time = time.perf_counter() < began + course.seconds
             for took, last in ready.ends:
                 _note(result, took, last)
+                result.in_time += last is None and in_time
             ready.ends.clear()
+    result.drain_seconds = time.perf_counter() - began - course.seconds
     result.cpu_seconds = time.process_time() - cpu
     return result
 
