@@ -56,7 +56,7 @@ class _Prepared(NamedTuple):
                 with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
                     cursor.execute(f"PREPARE {self.name} ({self.types}) AS {self.text}")
             except BaseException:
-                # A time limit may have struck in between: nobody knows what the server has now.
+                # Nobody knows whether the server has it now.
                 connection.invalidate()
                 raise
             prepared.add(self.name)

@@ -10,7 +10,7 @@ from eventstore import reading
 from eventstore.reading import Filters, Page
 from eventstore.values import StoredEvent
 from ingest.v1.event_pb2 import PAYLOAD_FORMAT_NONE
-from ingest_service.answers import Answers, Context
+from ingest_service.answers import MOST_BYTES, Answers, Context
 from ingest_service.encode import most_bytes
 from ingest_service.reader import Reader
 
@@ -19,8 +19,11 @@ T = TypeVar("T")
 #: Bytes of room for what is read, before its size is known: few events are larger, and those are
 #: read twice.
 _USUAL = 128 << 10
-#: Bytes of room for a page, while there is enough: what clients take.
+#: Bytes of room for a page, while there is enough: what clients take. A page is bounded where it is
+#: read, so nothing more is asked for it than this.
 _PAGE = 4 << 20
+#: Most bytes of room for one event: half of what one user may hold.
+_MOST = MOST_BYTES // 4
 
 
 class _TooLarge(NamedTuple):
@@ -52,7 +55,7 @@ class ContentReader:
         )
 
         def size_of(stored: StoredEvent | None) -> int:
-            return _size([] if stored is None else [stored], payload_format)
+            return min(_MOST, _size([] if stored is None else [stored], payload_format))
 
         return await self._read(context, user_id, query, size_of, _USUAL)
 
@@ -77,7 +80,7 @@ class ContentReader:
         )
 
         def size_of(page: Page) -> int:
-            return _size(page.events, payload_format)
+            return min(_PAGE, _size(page.events, payload_format))
 
         room = _PAGE if self._answers.has_room(user_id, _PAGE) else _USUAL
         return await self._read(context, user_id, query, size_of, room)

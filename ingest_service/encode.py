@@ -74,12 +74,15 @@ def encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:
 
 def most_bytes(stored: StoredEvent, payload_format: int) -> int:
     """Return about how much an event takes in an answer at most, without encoding it."""
-    size = _bytes(stored.payload)
+    texts = [stored.payload or ""]
     if stored.properties is not None:
         # As `original`, the payload comes a second time.
-        size += size + _bytes(stored.properties)
+        texts += [stored.payload or "", stored.properties]
+    size = sum(map(_bytes, texts))
     if payload_format != event_pb2.PAYLOAD_FORMAT_JSON:
-        size = min(_STRUCT_GROWTH * size, size + 2 * _STRUCT_VALUES * _STRUCT_VALUE)
+        # What grows is numbers and signs, a byte each, and no text of another alphabet.
+        growth = (_STRUCT_GROWTH - 1) * sum(map(len, texts))
+        size += min(growth, 2 * _STRUCT_VALUES * _STRUCT_VALUE)
     return _FIXED + _bytes(stored.attributes) + size
 
 

@@ -163,6 +163,9 @@ class Gate(grpc.aio.ServerInterceptor):
             if self._arrivals.arrived(task) or task.uncancel():
                 raise
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+        except Exception as error:  # noqa: BLE001  # this is the one door
+            self._arrivals.arrived(task)
+            await self._abort(context, error)
         self._arrivals.arrived(task)
         if wire is grpc.aio.EOF:
             await self._abort(context, FieldInvalid([Violation("", "a message is required")]))

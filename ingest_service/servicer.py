@@ -266,6 +266,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 
     async def _store(self, submission: Submission, field: str) -> list[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it."""
+        # Again: decoding may have taken a while, in which others of the same user were taken.
+        self._limits.admit(submission.user.id)
         answer = self._intake.submit(submission)
         self._limits.charge(submission.user.id, events=len(submission.events), size=submission.size)
         verdicts = await answer

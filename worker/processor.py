@@ -6,6 +6,7 @@ so that a worker which dies takes the attempt with it.
 """
 
 import random
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -24,8 +25,10 @@ log = structlog.get_logger()
 
 #: Events of one recovery transaction at the first attempt; from the second on each stands alone.
 RECOVERY_ROWS = 100
-#: Part of the lease that the pipeline may take, so that a lease is never outlived knowingly.
+#: Part of the lease that the pipeline may take, so that a lease is never outlived knowingly, and
+#: the most seconds: PostgreSQL ends a transaction that idles for ten.
 _TIME_SHARE = 2 / 3
+_MOST_SECONDS = 8.0
 #: Seconds of the longest back-off.
 _MAX_BACKOFF = 60.0
 
@@ -57,7 +60,7 @@ class Processor:
         self._lease_seconds = lease_seconds
         self._clock = DatabaseClock()
         #: For the pipeline of one message; it takes effect once somebody starts it.
-        self.limit = TimeLimit(lease_seconds * _TIME_SHARE)
+        self.limit = TimeLimit(min(lease_seconds * _TIME_SHARE, _MOST_SECONDS))
 
     def first_delivery(self, keys: Sequence[EventKey]) -> None:
         """Process the events that nobody has attempted yet, in one transaction.
@@ -87,9 +90,15 @@ class Processor:
                     self._deliver([key])
 
     def recover(self, keys: Sequence[EventKey], *, attempts: int) -> None:
-        """Process events that were left over, as attempt number `attempts` + 1."""
+        """Process events that were left over, as attempt number `attempts` + 1.
+
+        What is not begun within the time of a lease is left to the next sweep.
+        """
         size = RECOVERY_ROWS if attempts == 0 else 1
+        until = time.monotonic() + self._lease_seconds
         for start in range(0, len(keys), size):
+            if time.monotonic() > until:
+                break
             self._recover_group(keys[start : start + size], attempts)
 
     def _recover_group(self, keys: Sequence[EventKey], attempts: int) -> None:

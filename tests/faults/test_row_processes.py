@@ -16,8 +16,8 @@ from tests.kit.waiting import eventually
 
 COMMIT = b"COMMIT\x00"
 COPY = b"COPY events"
-CLAIM = b"e.attempts = 0 AND e.lease_token IS NULL"
-FINISH = b"SET status = r.status"
+CLAIM = b"EXECUTE ingest_waiting"
+FINISH = b"EXECUTE ingest_finish"
 
 
 @pytest.mark.row(1, "SIGKILL of the server at random times")

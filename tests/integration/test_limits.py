@@ -1,6 +1,7 @@
 """One user's share: what is beyond it waits or is refused, and nobody else notices."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Event
 
@@ -8,6 +9,7 @@ import grpc
 import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
+from ingest.v1.event_pb2 import EventInput
 from tests.kit.caller import Caller, event, refused
 from tests.kit.server import (
     DATABASES,
@@ -24,10 +26,11 @@ from tests.kit.waiting import eventually
 def limited(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, redis_url: str
 ) -> Iterator[Service]:
-    """A server where a user may submit 10 events a second, read 10 times, and stream twice."""
+    """A server where a user may submit 10 events or 100 kB a second, read 10, and stream twice."""
     folder = tmp_path_factory.mktemp("limited")
     shares = {
         "USER_EVENTS_PER_SECOND": "10",
+        "USER_BYTES_PER_SECOND": "100000",
         "USER_READS_PER_SECOND": "10",
         "USER_STREAMS": "2",
     }
@@ -75,9 +78,9 @@ def test_a_flood_of_refusals_is_counted_in_few_lines_and_decodes_nothing(
     assert len(told(limited)) - len(before) <= 20
 
 
-def is_refused(caller: Caller) -> bool:
+def is_refused(caller: Caller, sent: EventInput | None = None) -> bool:
     try:
-        caller.submit(event())
+        caller.submit(sent or event())
     except grpc.RpcError:
         return True
     return False
@@ -87,6 +90,16 @@ def told(service: Service) -> list[int]:
     """How many refused calls each line about them stands for."""
     refusals = (line for line in records(service.process) if line["event"] == "call_refused")
     return [line["count"] for line in refusals]
+
+
+def test_large_events_at_the_same_time_share_what_the_user_has(limited: Service) -> None:
+    greedy = limited.caller()
+    large = event(payload={"text": "a" * 300_000})
+
+    with ThreadPoolExecutor(8) as pool:
+        refusals = list(pool.map(lambda _: is_refused(greedy, large), range(8)))
+
+    assert refusals.count(False) <= 2
 
 
 def test_who_waits_may_submit_again(limited: Service) -> None:

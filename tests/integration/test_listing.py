@@ -53,6 +53,17 @@ def test_a_page_holds_fifty_events_unless_told_otherwise(alice: Caller) -> None:
     assert len(alice.list().events) == 50
 
 
+@pytest.mark.parametrize("letter", ["a", "\u5b57", "\U0001f600"], ids=["ASCII", "CJK", "emoji"])
+def test_pages_of_long_texts_are_read_in_any_alphabet(alice: Caller, letter: str) -> None:
+    """Their bytes are up to four times their characters, by which a page is bounded."""
+    for _ in range(3):
+        alice.batch(event(payload={"text": letter * 19_000}) for _ in range(17))
+
+    pages = list(alice.pages(page_size=50))
+
+    assert sum(len(page.events) for page in pages) == 51
+
+
 def test_events_that_come_meanwhile_do_not_shift_the_pages(alice: Caller) -> None:
     alice.batch(event(f"old.{number}") for number in range(4))
     first = alice.list(page_size=2)
