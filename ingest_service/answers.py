@@ -43,8 +43,8 @@ class Answers:
     async def reserve(self, context: Context, user_id: str, size: int) -> None:
         """Wait until the call may hold so many bytes, in place of what it held.
 
-        They are free again when the call has ended, however it does. Raises RateLimited when the
-        user holds too much, Overloaded when only others do.
+        They are free again when the call has ended, however it does. When there is no room, raises
+        RateLimited for the user who holds most, and Overloaded for everybody else.
         """
         if self._give_back(context):
             self._admit()
@@ -80,7 +80,8 @@ class Answers:
         return self._held[user_id] + size <= self._free - size
 
     def _refusal(self, user_id: str) -> RateLimited | Overloaded:
-        if self._held[user_id]:
+        held = self._held[user_id]
+        if held and held == max(self._held.values()):
             return RateLimited("bytes of answers not yet read", _LONGEST_WAIT)
         return Overloaded()
 

@@ -130,6 +130,17 @@ def decode_time(timestamp: Timestamp) -> datetime:
         raise ValueError("must be a time in the years 1 to 9999, nanos 0 to 999,999,999") from error
 
 
+def decode_bound(request: Message, field: str, violations: list[Violation]) -> datetime | None:
+    """Return a time that a request may leave out; note what is wrong with it."""
+    if not request.HasField(field):
+        return None
+    try:
+        return decode_time(getattr(request, field))
+    except ValueError as error:
+        violations.append(Violation(field, str(error)))
+        return None
+
+
 def check_text(name: str, text: str, violations: list[Violation], *, required: bool) -> None:
     """Note what is wrong with one of the short texts of an event."""
     least = 1 if required else 0

@@ -4,11 +4,9 @@ import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 
 import grpc
 import structlog
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from eventstore import reading
 from eventstore.accept import Verdicts
@@ -19,7 +17,7 @@ from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
-from ingest_service.decode import EventDecoder, check_text, decode_time
+from ingest_service.decode import EventDecoder, check_text, decode_bound
 from ingest_service.encode import encode_event, encode_receipt
 from ingest_service.errors import (
     Draining,
@@ -177,8 +175,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             violations.append(Violation("status", "must be a known EventStatus"))
         check_text("type", request.type, violations, required=False)
         check_text("source", request.source, violations, required=False)
-        after = _time(request, "received_after", violations)
-        before = _time(request, "received_before", violations)
+        after = decode_bound(request, "received_after", violations)
+        before = decode_bound(request, "received_before", violations)
         payload_format = _payload_format(request.payload_format, violations)
         if violations:
             raise FieldInvalid(violations)
@@ -210,8 +208,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         user_id = self._reading_user()
         violations: list[Violation] = []
         filters = Filters(
-            received_after=_time(request, "received_after", violations),
-            received_before=_time(request, "received_before", violations),
+            received_after=decode_bound(request, "received_after", violations),
+            received_before=decode_bound(request, "received_before", violations),
         )
         if violations:
             raise FieldInvalid(violations)
@@ -294,18 +292,3 @@ def _payload_format(value: int, violations: list[Violation]) -> int:
     if value not in event_pb2.PayloadFormat.values():
         violations.append(Violation("payload_format", "must be a known PayloadFormat"))
     return value
-
-
-def _time(
-    request: pb.ListEventsRequest | pb.GetEventCountsRequest,
-    field: str,
-    violations: list[Violation],
-) -> datetime | None:
-    if not request.HasField(field):  # type: ignore[arg-type]
-        return None
-    value: Timestamp = getattr(request, field)
-    try:
-        return decode_time(value)
-    except ValueError as error:
-        violations.append(Violation(field, str(error)))
-        return None

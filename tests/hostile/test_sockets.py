@@ -106,6 +106,21 @@ def test_floods_of_resets_do_not_fill_the_memory(service: Service) -> None:
     assert rss(service) - before < 60 << 20
 
 
+@pytest.mark.parametrize("method", ["SubmitEvent", "GetEvent", "StreamEvents"])
+def test_calls_that_are_dropped_before_they_say_anything_are_no_errors(
+    service: Service, method: str
+) -> None:
+    """Some before their call has begun and some after; the log is looked at by `staying_well`."""
+    alice = service.caller()
+    with connections(service.port, 1) as (connection,):
+        for number in range(500):
+            stream = connection.open(method, alice)
+            if number % 50 == 0:
+                assert alice.is_served()
+            connection.reset(stream)
+        assert not connection.is_closed
+
+
 def test_silent_connections_cost_nobody_anything(service: Service) -> None:
     silent = [socket.create_connection(("127.0.0.1", service.port), 5) for _ in range(200)]
     try:

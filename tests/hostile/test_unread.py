@@ -155,6 +155,19 @@ def test_calls_that_end_while_they_wait_for_room_take_none(service: Service) -> 
         eventually(lambda: len(more.begun()) == SHARE, timeout=20)
 
 
+def test_who_holds_less_than_another_is_not_the_one_to_blame(service: Service) -> None:
+    """It is told that the server is busy, and not that it asks for too much."""
+    most, less = Hog(service), Hog(service)
+    with connections(service.port, 2, window=0) as (its, theirs):
+        for _ in range(SHARE):
+            most.ask(its)
+        eventually(lambda: len(its.begun()) == SHARE, timeout=20)
+        calls = [(theirs, less.ask(theirs)) for _ in range(SHARE)]
+        eventually(lambda: len(refusals(calls)) == SHARE // 2, timeout=20)
+        assert {*refusals(calls)} <= {UNAVAILABLE, ""}
+        assert len(theirs.begun()) == SHARE // 2
+
+
 @pytest.mark.parametrize("payload", ["small", "x" * 400_000])
 def test_who_reads_64_answers_at_once_is_never_refused(service: Service, payload: str) -> None:
     """Small or large, by three users at once: calls wait for room instead."""
