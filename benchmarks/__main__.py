@@ -32,8 +32,8 @@ def main() -> int:
             print(f"{figure.name:24} {figure.unit:10} {figure.target or ''}")
         return 0
     names = (
-        options.only.split(",")
-        if options.only
+        [name.strip() for name in options.only.split(",")]
+        if options.only is not None
         else [figure.name for figure in every if figure.key or not options.quick]
     )
     unknown = set(names) - {figure.name for figure in every}
@@ -43,7 +43,7 @@ def main() -> int:
     if shutil.which("h2load") is None:
         print("h2load is missing: install nghttp2-client (Debian, Ubuntu)", file=sys.stderr)
         return 2
-    runs = options.runs or (1 if options.quick else _FULL_RUNS)
+    runs = (1 if options.quick else _FULL_RUNS) if options.runs is None else options.runs
     adopt_orphans()
     try:
         with open_bench(quick=options.quick) as bench:
@@ -54,9 +54,9 @@ def main() -> int:
         return 2
     found, missing = report.lines(measured), report.not_measured(measured)
     drawn = True
-    if options.quick and not options.only:
+    if options.quick and options.only is None:
         report.write(found, report.QUICK_RESULTS)
-    elif not options.only:
+    elif options.only is None:
         report.write(found)
         drawn = draw()
         document.update(found, missing, about)
@@ -114,7 +114,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAMES", help="these figures and their limits, by comma")
     parser.add_argument("--runs", type=int, help=f"rounds (default {_FULL_RUNS}, or 1 if quick)")
     parser.add_argument("--list", action="store_true", help="list the figures")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.runs is not None and options.runs < 1:
+        parser.error("--runs must be 1 or more")
+    return options
 
 
 if __name__ == "__main__":
