@@ -54,6 +54,8 @@ def accept(
     if unseen:
         upsert_users(connection, unseen)
     verdicts: list[Verdicts] = [{} for _ in submissions]
+    if _is_alone(connection, submissions):
+        return verdicts, _store_alone(connection, submissions[0], verdicts[0], next_attempt)
     if _has_keys(submissions):
         rows = _settle_keys(connection, submissions, verdicts)
     else:
@@ -66,8 +68,10 @@ def accept(
 def is_one_statement(
     connection: Connection, submissions: Sequence[Submission], unseen: Sequence[User]
 ) -> bool:
-    """Whether `accept` will run one statement, which needs no transaction around it."""
-    return connection.dialect.name == "postgresql" and not unseen and not _has_keys(submissions)
+    """Whether `accept` will write with one statement, which needs no transaction around it."""
+    if unseen or connection.dialect.name == "sqlite":
+        return False
+    return _is_alone(connection, submissions) or not _has_keys(submissions)
 
 
 def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
@@ -90,6 +94,28 @@ def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
     )
 
 
+def _is_alone(connection: Connection, submissions: Sequence[Submission]) -> bool:
+    """Whether the group is one event with a key, and the database can write both at once."""
+    events = submissions[0].events
+    return (
+        len(submissions) == len(events) == 1
+        and bool(events[0].fingerprint)
+        and connection.dialect.name == "postgresql"
+    )
+
+
+def _store_alone(
+    connection: Connection, submission: Submission, found: Verdicts, next_attempt: datetime
+) -> list[NewEvent]:
+    """Store the one event of a group, unless its key is taken."""
+    (event,) = submission.events
+    if bulk(connection).insert_keyed(connection, event, next_attempt):
+        return [event]
+    # Only read: were the key to expire now, the group would be tried again.
+    holders = _read_holders(connection, [(event.user_id, event.idempotency_key)])
+    return _judge(submission, holders, found)
+
+
 def _has_keys(submissions: Sequence[Submission]) -> bool:
     return any(event.fingerprint for submission in submissions for event in submission.events)
 
@@ -98,12 +124,15 @@ def _settle_keys(
     connection: Connection, submissions: Sequence[Submission], verdicts: Sequence[Verdicts]
 ) -> list[NewEvent]:
     """Decide by idempotency key which events are new, in the order of the submissions."""
+    events = [event for submission in submissions for event in submission.events]
+    keyed = [event for event in events if event.fingerprint]
     first: dict[Key, NewEvent] = {}
-    for submission in submissions:
-        for event in submission.events:
-            if event.fingerprint:
-                first.setdefault((event.user_id, event.idempotency_key), event)
+    for event in keyed:
+        first.setdefault((event.user_id, event.idempotency_key), event)
     free = bulk(connection).insert_keys(connection, [first[key] for key in sorted(first)])
+    if len(free) == len(keyed):
+        # Mostly no key was taken before, and none comes twice.
+        return events
     holders = _read_holders(connection, [key for key in first if key not in free])
     owners: dict[Key, NewEvent] = {}
     rows: list[NewEvent] = []

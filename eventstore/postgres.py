@@ -25,13 +25,6 @@ _NULL = "\0"
 #: One read of the buffer per group: psycopg2 would otherwise hand it over in 8 KiB pieces.
 _COPY_PIECE = 1 << 20
 
-_INSERT_KEYS = """
-INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
-SELECT * FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::bytea[], %s::timestamptz[])
-ON CONFLICT DO NOTHING
-RETURNING user_id::text, key
-"""
-
 
 class _Prepared(NamedTuple):
     """A statement that each connection parses and plans once: a fifth of the time of a large one.
@@ -63,12 +56,32 @@ class _Prepared(NamedTuple):
         return f"EXECUTE {self.name} ({', '.join(['%s'] * count)})"
 
 
+_ROW_TYPES = (
+    "uuid, uuid, timestamptz, timestamptz, timestamptz, text, text, text, text, jsonb, jsonb"
+)
 #: One event alone: in one round trip, where COPY takes two.
 _INSERT_ONE = _Prepared(
     "ingest_insert",
-    "uuid, uuid, timestamptz, timestamptz, timestamptz, text, text, text, text, jsonb, jsonb",
+    _ROW_TYPES,
     f"INSERT INTO events ({_COPY_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",  # noqa: S608
 )
+
+_INSERT_KEYS = _Prepared("ingest_keys", "uuid[], text[], uuid[], bytea[], timestamptz[]", """
+INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
+SELECT * FROM unnest($1, $2, $3, $4, $5)
+ON CONFLICT DO NOTHING
+RETURNING event_id::text
+""")  # fmt: skip
+
+#: One event alone and its key: both or neither, and nothing else in the transaction.
+_INSERT_KEYED = _Prepared("ingest_keyed", f"{_ROW_TYPES}, bytea", f"""
+WITH free AS (
+  INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
+  VALUES ($1, $9, $2, $12, $3) ON CONFLICT DO NOTHING RETURNING key
+)
+INSERT INTO events ({_COPY_COLUMNS})
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, free.key, $10, $11 FROM free
+""")  # fmt: skip  # noqa: S608  # our own constant
 
 # The statements below drive the look-up by two lists, of users and of ids, and never by a join: so
 # PostgreSQL goes through the primary key and opens no other partition than those of the ids. While
@@ -132,13 +145,7 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
     of what is done here for one event.
     """
     if len(rows) == 1:
-        user, id_, type_, source, subject, key, _, occurred_at, at, attributes, payload = rows[0]
-        times = (str(at), str(occurred_at), str(next_attempt))
-        texts = (type_, source, subject, key or None, attributes or None, payload)
-        values = (user, id_, *times, *texts)
-        statement = _INSERT_ONE.call(connection, len(values))
-        with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
-            cursor.execute(statement, values)
+        _insert_one(connection, _INSERT_ONE, _row(rows[0], next_attempt))
         return
     due = str(next_attempt)
     lines = []
@@ -163,23 +170,33 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
         cursor.copy_expert(_COPY, io.BytesIO(text), _COPY_PIECE)
 
 
+def insert_keyed(connection: Connection, row: NewEvent, next_attempt: datetime) -> bool:
+    """Write one event and its idempotency key; returns whether the key was free.
+
+    One statement, which needs no transaction around it.
+    """
+    values = (*_row(row, next_attempt), row.fingerprint)
+    return _insert_one(connection, _INSERT_KEYED, values) == 1
+
+
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[str, str]]:
     """Insert idempotency keys that are free and return those, as (user_id, key).
 
     `rows` must be sorted by (user_id, key) and hold no key twice: two groups that insert the same
     keys in another order would deadlock, even with DO NOTHING.
     """
-    result = connection.exec_driver_sql(
-        _INSERT_KEYS,
-        (
-            _array(row.user_id for row in rows),
-            [row.idempotency_key for row in rows],
-            _array(row.id for row in rows),
-            [row.fingerprint for row in rows],
-            [row.received_at for row in rows],
-        ),
+    if not rows:
+        return set()
+    times = {row.received_at: f'"{row.received_at}"' for row in rows}
+    arrays = (
+        _array(row.user_id for row in rows),
+        _text_array([row.idempotency_key for row in rows]),
+        _array(row.id for row in rows),
+        _array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
+        _array(times[row.received_at] for row in rows),
     )
-    return {(row[0], row[1]) for row in result}
+    written = {found for (found,) in _INSERT_KEYS.run(connection, arrays)}
+    return {(row.user_id, row.idempotency_key) for row in rows if row.id in written}
 
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
@@ -239,6 +256,22 @@ def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float)
         _END_LEASES.run(connection, (*lookup.arguments, seconds))
 
 
+def _row(event: NewEvent, next_attempt: datetime) -> tuple[str | None, ...]:
+    """Return the values of an event in the order of the columns."""
+    user, id_, type_, source, subject, key, _, occurred_at, at, attributes, payload = event
+    times = (str(at), str(occurred_at), str(next_attempt))
+    texts = (type_, source, subject, key or None, attributes or None, payload)
+    return (user, id_, *times, *texts)
+
+
+def _insert_one(connection: Connection, statement: _Prepared, values: Sequence[Any]) -> int:
+    """Insert through a plain cursor, and return the number of rows."""
+    execute = statement.call(connection, len(values))
+    with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
+        cursor.execute(execute, values)
+        return int(cursor.rowcount)
+
+
 class _Lookup:
     """Some users and some of their ids, close together in time: what one statement looks up."""
 
@@ -276,6 +309,12 @@ def _lookups(keys: Sequence[EventKey]) -> Iterator[_Lookup]:
 def _unix_ms(event_id: str) -> int:
     """Return the time in the first 48 bits of a UUID version 7."""
     return int(event_id[:8] + event_id[9:13], 16)
+
+
+def _text_array(texts: Iterable[str]) -> str:
+    """Return texts as the literal of an array; they hold no control characters."""
+    escaped = _NULL.join(texts).replace("\\", "\\\\").replace('"', '\\"')
+    return '{"' + escaped.replace(_NULL, '","') + '"}'
 
 
 def _array(values: Iterable[str]) -> str:

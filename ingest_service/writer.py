@@ -3,8 +3,8 @@
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import structlog
@@ -100,7 +100,7 @@ class Writer:
             connection = self._connected()
             one = is_one_statement(connection, submissions, unseen)
             self._set_autocommit(connection, autocommit=one)
-            with nullcontext() if one else connection.begin():
+            with _by_itself(connection) if one else connection.begin():
                 verdicts, rows = accept(
                     connection,
                     submissions,
@@ -151,6 +151,16 @@ class Writer:
             self._seen[user] = time.monotonic()
             if len(self._seen) > _USERS_REMEMBERED:
                 self._seen.popitem(last=False)
+
+
+@contextmanager
+def _by_itself(connection: Connection) -> Iterator[None]:
+    """Run a statement that commits itself, and what is read after it."""
+    try:
+        yield
+    finally:
+        if connection.in_transaction():  # SQLAlchemy begins one for whatever goes through it
+            connection.rollback()
 
 
 def _merged(keys: KeysByUser, more: KeysByUser) -> KeysByUser:

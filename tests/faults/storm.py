@@ -6,9 +6,9 @@ Run as a program it prints a schedule: python -m tests.faults.storm SEED SECONDS
 import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
@@ -23,6 +23,8 @@ _ROUND = 40.0
 _SHORT_ROUND = 16.0
 _COMMIT = b"COMMIT\x00"
 _COPY = b"COPY events"
+#: Threads that stay: what a thread has started ends with it (`tests.kit.processes.leash`).
+_LANES = ThreadPoolExecutor(2, thread_name_prefix="lane")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +73,8 @@ def rage(rig: Rig, lanes: Sequence[Sequence[Strike]]) -> list[str]:
             except Exception as error:  # noqa: BLE001  # told by the caller
                 problems.append(f"{strike}: {error!r}"[:300])
 
-    threads = [threading.Thread(target=run, args=(strikes,)) for strikes in lanes]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    for lane in [_LANES.submit(run, strikes) for strikes in lanes]:
+        lane.result()
     return problems
 
 

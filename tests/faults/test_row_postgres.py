@@ -25,6 +25,8 @@ from tests.kit.waiting import eventually
 
 COMMIT = b"COMMIT\x00"
 COPY = b"COPY events"
+#: One event and its key, in a statement that commits itself.
+ALONE = b"EXECUTE ingest_keyed"
 _AWAY = {"STORAGE_UNAVAILABLE", "OVERLOADED"}
 #: Reasons and codes that a call may end with while the database is away.
 _BROKEN = _AWAY | {"UNAVAILABLE", "NO_RECEIPT"}
@@ -89,10 +91,12 @@ def test_a_lost_reply_to_commit(trial: Trial, rig: Rig, case: Case) -> None:
     trial.load()
     time.sleep(1)
     for _ in range(case.count(5, 200)):
-        trap = rig.server_lines[0].database.trap(COMMIT, Point.AFTER, first=COPY)
-        trap.wait()
-        trap.cut()
-        time.sleep(0.3)
+        line = rig.server_lines[0].database
+        for pattern, first in ((COMMIT, COPY), (ALONE, b"")):
+            trap = line.trap(pattern, Point.AFTER, first=first)
+            trap.wait()
+            trap.cut()
+            time.sleep(0.3)
     history = trial.verdict()
 
     again = [entry for entry in history.facts("ok", op="new").entries if entry.duplicate]

@@ -99,6 +99,38 @@ def test_a_group_of_many_users_and_keys_is_one_transaction(store: Engine) -> Non
     assert stored(store) == (700, {row.idempotency_key: row.id for row in rows[:700]})
 
 
+def test_keys_of_any_text_are_kept_as_they_are(store: Engine) -> None:
+    """In one group, and again in another: each of them is known by then."""
+    odd = [
+        '"',
+        "\\",
+        '\\"',
+        "{",
+        "}",
+        ",",
+        "NULL",
+        "null",
+        " a ",
+        "%s",
+        "'",
+        "$1",
+        "İ",
+        "🎈",
+        '{"a"}',
+    ]
+    rows = [made(f"content {number}", key) for number, key in enumerate(odd)]
+    expected = {row.idempotency_key: row.id for row in rows}
+
+    assert write(store, submission(*rows)) == [{}]
+    assert stored(store) == (len(odd), expected)
+    again = [made(f"content {number}", key) for number, key in enumerate(odd)]
+    (verdicts,) = write(store, submission(*again))
+    assert {at: v.event_id for at, v in verdicts.items() if isinstance(v, Duplicate)} == {
+        at: row.id for at, row in enumerate(rows)
+    }
+    assert stored(store) == (len(odd), expected)
+
+
 def test_a_key_outlives_its_event_and_does_not_guess_how_that_ended(store: Engine) -> None:
     """Retention may drop the event before the key."""
     first = made("one", "k")

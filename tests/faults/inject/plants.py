@@ -98,6 +98,11 @@ def no_unique_key(_text: str) -> Patches:
     """Takes every idempotency key for free."""
 
     def patch(postgres: Any) -> None:
+        def insert_keyed(connection: Any, row: Any, next_attempt: Any) -> bool:
+            postgres.insert_events(connection, [row], next_attempt)
+            return True
+
+        postgres.insert_keyed = insert_keyed
         postgres.insert_keys = lambda _connection, rows: {
             (row.user_id, row.idempotency_key) for row in rows
         }
