@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
+import grpc
 import structlog
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -20,6 +21,49 @@ _PAUSE = 1.0
 _PATIENCE = 2.0
 
 Check = Callable[[], Awaitable[bool]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Statuses(health_pb2_grpc.HealthServicer):
+    """Answers and tells what it was told last, and waits for no watcher.
+
+    grpcio-health-checking writes under the lock that a change needs: one watcher who reads nothing
+    would keep the status as it is, and the server from its end.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def set(self, service: str, status: int) -> None:
+        """Change the status of a service."""
+        self._known[service] = status
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def Check(  # noqa: N802  # the names of calls are those of the contract
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """Answer the status."""
+        if request.service not in self._known:
+            await context.abort(grpc.StatusCode.NOT_FOUND)
+        return health_pb2.HealthCheckResponse(status=self._known[request.service])
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> None:
+        """Tell the status, and each other one that follows, until the caller leaves."""
+        told: int | None = None
+        while True:
+            changed = self._changed
+            status = self._known.get(
+                request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            )
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
 
 
 class Health:
@@ -27,14 +71,14 @@ class Health:
 
     def __init__(self, check: Check) -> None:
         """Take the check, which says whether the database answers; it may also raise."""
-        self.servicer = HealthServicer()
+        self.servicer = Statuses()
         self._check = check
         self._ready: bool | None = None
         self._is_stopped = False
 
     async def run(self) -> None:
         """Look at the database again and again, until cancelled."""
-        await self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
+        self.servicer.set(LIVENESS, health_pb2.HealthCheckResponse.SERVING)
         while True:
             await self.look()
             await asyncio.sleep(_PAUSE)
@@ -48,18 +92,18 @@ class Health:
             log.debug("health_check_failed", error=type(error).__name__)
             ready = False
         if not self._is_stopped:
-            await self._tell(ready=ready)
+            self._tell(ready=ready)
 
     async def stop(self) -> None:
         """Say that this server is not ready from now on, for good; it is alive to its end."""
         self._is_stopped = True
-        await self._tell(ready=False)
+        self._tell(ready=False)
 
-    async def _tell(self, *, ready: bool) -> None:
+    def _tell(self, *, ready: bool) -> None:
         if ready is self._ready:
             return
         self._ready = ready
         log.info("readiness_changed", ready=ready)
         serving = health_pb2.HealthCheckResponse
         for service in SERVICES:
-            await self.servicer.set(service, serving.SERVING if ready else serving.NOT_SERVING)
+            self.servicer.set(service, serving.SERVING if ready else serving.NOT_SERVING)

@@ -194,6 +194,8 @@ class Gate(grpc.aio.ServerInterceptor):
         if isinstance(error, Refused | RateLimited | Unavailable):
             if not isinstance(error, Refused):
                 self._tally.note("call_refused", reason=error.reason)
+            # It leads to the request, whose memory Python's collector of cycles knows nothing of.
+            error.__traceback__ = None
             await context.abort_with_status(to_status(error))
         request_id = uuid.uuid4().hex
         log.error("call_failed", request_id=request_id, exc_info=error)

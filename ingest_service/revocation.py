@@ -71,10 +71,17 @@ class Revocations:
 
 def _parse(text: str) -> tuple[frozenset[str], dict[str, int]]:
     """Return ids, and times by subject; a mistake in the file must not revoke nothing."""
-    content: Any = json.loads(text)
+    content: Any = json.loads(text, object_pairs_hook=_once)
     if not isinstance(content, dict) or content.keys() - {"jti", "issued_before"}:
         raise ValueError("not an object of jti and issued_before")
     ids, issued_before = content.get("jti", []), content.get("issued_before", {})
     if not isinstance(ids, list) or not isinstance(issued_before, dict):
         raise ValueError("jti must be a list, and issued_before an object")
     return frozenset(map(str, ids)), {name: int(moment) for name, moment in issued_before.items()}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; of a name that is repeated JSON's reader would keep the last alone."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name is repeated")
+    return dict(pairs)

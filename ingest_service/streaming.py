@@ -25,6 +25,9 @@ _GROUPS_UNDER_WAY = 2
 #: during which the event loop does nothing else: some milliseconds.
 _GATHERED_MESSAGES = 1_000
 _GATHERED_BYTES = 256 << 10
+#: Events that are decoded in one go, and handed in together: a message may hold many more tiny
+#: ones, which would stop the event loop, fill the memory, and outlast a statement of the database.
+_MOST_EVENTS = 2_000
 #: Seconds after which a stream that waits for its user's share looks again.
 _LONGEST_SLEEP = 1.0
 
@@ -62,6 +65,9 @@ class StreamIntake:
         self._offload = offload
         self._gathered: list[bytes] = []
         self._size = 0
+        #: Parsed events, how many of them were handed in, and the bytes of all of them.
+        self._parsed: Sequence[event_pb2.EventInput] = ()
+        self._handed_in = self._parsed_size = 0
         self._under_way: list[_Group] = []
         self._failure: Exception | None = None
         #: Seconds until the user's share is no longer used up.
@@ -79,11 +85,18 @@ class StreamIntake:
 
     async def take_large(self, wire: bytes) -> None:
         """Take a message that takes long to decode, after those before it; raises IngestError."""
-        while self._gathered:
+        while self._gathered or self._parsed:
             await self._advance()
-        rows, refused = await self._offload.run(self._decode, [wire])
-        await self._intake.room()
-        self._hand_in(rows, refused, len(wire))
+        events = await self._offload.run(parse_stream, [wire])
+        for start in range(0, len(events), _MOST_EVENTS):
+            some = events[start : start + _MOST_EVENTS]
+            rows, refused = await self._offload.run(self._decode, some)
+            await self._intake.room()
+            while len(self._under_way) >= _GROUPS_UNDER_WAY and self._failure is None:
+                await self._advance()
+            if self._failure is not None:
+                raise self._failure
+            self._hand_in(rows, refused, len(wire) * len(some) // len(events))
 
     async def wait(self) -> None:
         """Wait until the next message may be taken; raises what a commit raised."""
@@ -92,7 +105,7 @@ class StreamIntake:
 
     async def finish(self) -> StreamEventsResponse:
         """Wait until everything taken is committed, and return the summary."""
-        while self._gathered or self._under_way or self._failure:
+        while self._gathered or self._parsed or self._under_way or self._failure:
             await self._advance()
         return self._summary
 
@@ -103,6 +116,7 @@ class StreamIntake:
             len(self._gathered) >= _GATHERED_MESSAGES
             or self._size >= _GATHERED_BYTES
             or (not self._under_way and bool(self._gathered))
+            or bool(self._parsed)
             or self._failure is not None
             or self._overdrawn > 0
         )
@@ -119,27 +133,41 @@ class StreamIntake:
         if self._failure is None and self._under_way:
             self._progress.clear()
             await self._progress.wait()
+        else:
+            # Nothing of what was handed in was good: others get their turn all the same.
+            await asyncio.sleep(0)
         if self._failure is not None:
             raise self._failure
 
     def _submit(self) -> None:
-        """Decode what is gathered and hand it in, when there is room."""
-        if not self._gathered or self._failure is not None or not self._intake.has_room:
+        """Decode the next of what is gathered and hand it in, when there is room."""
+        if self._failure is not None or not self._intake.has_room:
             return
-        wires, size, self._gathered, self._size = self._gathered, self._size, [], 0
         try:
-            rows, refused = self._decode(wires)
+            some = self._next_events()
         except IngestError as error:
             self._failure = error
-        else:
-            self._hand_in(rows, refused, size)
+            return
+        if some:
+            rows, refused = self._decode(some)
+            self._hand_in(rows, refused, self._parsed_size * len(some) // len(self._parsed))
+            self._handed_in += len(some)
+        if self._handed_in >= len(self._parsed):
+            self._parsed, self._handed_in = (), 0
 
-    def _decode(self, wires: Sequence[bytes]) -> tuple[list[NewEvent], Refused]:
+    def _next_events(self) -> Sequence[event_pb2.EventInput]:
+        """Return the parsed events that come next, after parsing what is gathered."""
+        if not self._parsed and self._gathered:
+            wires, self._gathered = self._gathered, []
+            self._parsed_size, self._size = self._size, 0
+            self._parsed = parse_stream(wires)
+        if len(self._parsed) <= _MOST_EVENTS:
+            return self._parsed
+        return self._parsed[self._handed_in : self._handed_in + _MOST_EVENTS]
+
+    def _decode(self, events: Sequence[event_pb2.EventInput]) -> tuple[list[NewEvent], Refused]:
         return self._decoder.rows(
-            parse_stream(wires),
-            user=self._user,
-            field="events[{}]",
-            first=self._summary.received,
+            events, user=self._user, field="events[{}]", first=self._summary.received
         )
 
     def _hand_in(self, rows: list[NewEvent], refused: Refused, size: int) -> None:

@@ -9,7 +9,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest.v1.event_pb2 import EventInput
-from tests.kit.caller import Caller
+from tests.hostile.vitals import rss
+from tests.kit.caller import Caller, event
 from tests.kit.server import Service
 
 #: Texts of a megabyte on which the parser has to look twice at everything.
@@ -53,6 +54,33 @@ def test_health_answers_while_the_slowest_texts_are_decoded(
     # On the event loop, each of the three texts would stop it for a third of the time.
     assert slowest < (time.monotonic() - started) / 4
     assert alice.is_served()
+
+
+@pytest.mark.parametrize(
+    "wire, count",
+    [(b"\x0a\x00", 32_700), (b"\x0a\x00", 600_000), (b"\x0a\x03\x0a\x01t", 100_000)],
+    ids=["empty", "many empty", "good"],
+)
+def test_a_message_of_very_many_events_disturbs_nobody(
+    service: Service, bob: Caller, alice: Caller, wire: bytes, count: int
+) -> None:
+    """All of it is judged, and meanwhile health and another user's events have their turn."""
+    health = health_pb2_grpc.HealthStub(service.channel)
+    before, answers = rss(service), []
+    sender = threading.Thread(target=lambda: answers.append(bob.wire_stream([wire * count])))
+    sender.start()
+    turns = 0
+    while sender.is_alive():
+        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]
+        alice.submit(event())
+        turns += 1
+        time.sleep(0.01)
+    sender.join()
+
+    answer = pb.StreamEventsResponse.FromString(answers[0])
+    assert (answer.received, answer.accepted) == (count, count if wire[1] else 0)
+    assert turns >= count / 20_000
+    assert rss(service) - before < 250 << 20
 
 
 def test_a_stream_keeps_its_order_across_large_and_small_messages(alice: Caller) -> None:

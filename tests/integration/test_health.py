@@ -7,6 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from eventstore import migrations
+from tests.hostile.frames import connections, message
 from tests.kit.caller import event, refused
 from tests.kit.server import Service, Start, settings_for
 from tests.kit.services import Postgres, start_postgres
@@ -89,6 +90,28 @@ def test_a_watcher_hears_of_the_end(store_url: str, redis_url: str, start_servic
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         watch.cancel()
     assert server.process.wait() == 0
+
+
+def test_a_watcher_who_reads_nothing_keeps_nobody_from_hearing_of_the_end(
+    store_url: str, redis_url: str, start_service: Start
+) -> None:
+    """Nor the server from ending: it needs no token, and one such connection would be enough."""
+    server = start_service(settings_for(store_url, redis_url))
+    with (
+        connections(server.port, 1, window=0) as (deaf,),
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        path = {":path": "/grpc.health.v1.Health/Watch"}
+        deaf.open("", server.nobody(), message(b""), end=True, **path)
+        eventually(lambda: bool(deaf.begun()))
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="")
+        watch = stub.Watch(request, timeout=20)  # type: ignore[attr-defined]
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        server.process.terminate()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        assert server.process.wait() == 0
 
 
 @pytest.mark.parametrize("broker", ["redis://127.0.0.1:1/0", "redis://host.invalid:6379/0"])

@@ -85,12 +85,15 @@ def test_an_open_stream_ends_when_its_token_is_revoked(guarded: Service, revoked
     messages.put(None)
 
 
-def test_a_file_that_cannot_be_read_revokes_no_less(guarded: Service, revoked: Path) -> None:
+@pytest.mark.parametrize("mistake", ["{", '{"jti": ["stolen"], "jti": []}'])
+def test_a_file_that_cannot_be_read_revokes_no_less(
+    guarded: Service, revoked: Path, mistake: str
+) -> None:
     stolen = guarded.caller("alice", jti="stolen")
     revoked.write_text(json.dumps({"jti": ["stolen"]}))
     eventually(lambda: is_refused(stolen), timeout=IN_FORCE)
 
-    revoked.write_text("{")
+    revoked.write_text(mistake)
 
     eventually(lambda: "revocations_unreadable" in guarded.process.stderr(), timeout=IN_FORCE)
     assert is_refused(stolen)
