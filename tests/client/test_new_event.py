@@ -1,6 +1,8 @@
 """Events from plain Python values."""
 
+import time
 from datetime import datetime, timedelta, timezone
+from uuid import RFC_4122, UUID
 
 import pytest
 
@@ -33,7 +35,17 @@ def test_every_field_is_filled() -> None:
 
 
 def test_a_missing_key_is_made_up() -> None:
-    assert new_event("a").idempotency_key != new_event("a").idempotency_key != ""
+    before = time.time_ns() // 1_000_000
+    keys = [new_event("a").idempotency_key for _ in range(1_000)]
+    after = time.time_ns() // 1_000_000
+
+    assert len({*keys}) == len(keys)
+    made = [UUID(key) for key in keys]
+    assert {(key.version, key.variant) for key in made} == {(7, RFC_4122)}
+    times = [key.int >> 80 for key in made]
+    assert before <= times[0]
+    assert times == sorted(times)
+    assert times[-1] <= after
 
 
 def test_json_text_is_sent_as_it_stands() -> None:

@@ -1,9 +1,11 @@
 """Making an `EventInput` from plain Python values; what a server would refuse is left to it."""
 
 import json
+import secrets
+import time
 from collections.abc import Mapping
 from datetime import datetime
-from uuid import uuid4
+from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -53,8 +55,13 @@ def new_event(
 
 
 def new_key() -> str:
-    """Make a random idempotency key."""
-    return str(uuid4())
+    """Make an idempotency key: a UUID of version 7 (RFC 9562), random behind the time.
+
+    Keys that begin with the time are written at one end of the server's index.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    random = secrets.randbits(12) << 64 | secrets.randbits(62)
+    return str(UUID(int=milliseconds << 80 | 0x7 << 76 | 0b10 << 62 | random))
 
 
 def timestamp(moment: datetime, field: str) -> Timestamp:
