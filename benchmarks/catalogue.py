@@ -94,7 +94,11 @@ def _flow() -> list[Figure]:
             limit="peer_end_to_end",
         ),
         Figure(
-            name="sustained", unit=_RATE, probe=sustained, target=Target(least=40_000),
+            name="sustained", unit=_RATE, probe=partial(sustained, send=flow.send_messages),
+            target=Target(least=40_000), most_runs=_FEW_RUNS,
+        ),
+        Figure(
+            name="sustained_calls", unit=_RATE, probe=partial(sustained, send=flow.send_streams),
             most_runs=_FEW_RUNS,
         ),
         _detail(

@@ -40,6 +40,8 @@ class Connection:
         self._most_streams = 100
         self._window = _DEFAULT_WINDOW
         self._stream_window = _DEFAULT_WINDOW
+        #: Of the streams whose bodies are sent piece by piece.
+        self._windows: dict[int, int] = {}
         self._received = b""
         #: Streams that the server refused unseen (RFC 9113, section 8.7): to be sent again.
         self.refused: list[int] = []
@@ -60,17 +62,38 @@ class Connection:
 
     def post(self, body: bytes) -> int:
         """Send a request; returns the number of its stream."""
-        stream, self._stream = self._stream, self._stream + 2
-        block = self._first if stream == 1 else self._next
-        parts = [_frame(_HEADERS, _END_HEADERS, stream, block)]
-        for start in range(0, len(body), _FRAME_BYTES):
-            piece = body[start : start + _FRAME_BYTES]
-            last = start + len(piece) == len(body)
-            parts.append(_frame(_DATA, _END_STREAM if last else 0, stream, piece))
+        stream, headers = self._new_stream()
+        self.socket.sendall(headers + _data(stream, body, end=True))
         self._window -= len(body)
-        self._open.add(stream)
-        self.socket.sendall(b"".join(parts))
         return stream
+
+    def begin(self) -> int:
+        """Begin a request whose body is sent piece by piece; returns the number of its stream."""
+        stream, headers = self._new_stream()
+        self.socket.sendall(headers)
+        self._windows[stream] = self._stream_window
+        return stream
+
+    def room(self, stream: int) -> int:
+        """Return how many bytes of that body the server's limits allow now."""
+        return min(self._window, self._windows[stream])
+
+    def send(self, stream: int, piece: bytes) -> None:
+        """Send a piece of a body that was begun."""
+        self.socket.sendall(_data(stream, piece, end=False))
+        self._window -= len(piece)
+        self._windows[stream] -= len(piece)
+
+    def end(self, stream: int) -> None:
+        """End a body that was begun."""
+        self.socket.sendall(_frame(_DATA, _END_STREAM, stream, b""))
+
+    def _new_stream(self) -> tuple[int, bytes]:
+        """Take the next stream; returns its number and the frame that opens it."""
+        stream, self._stream = self._stream, self._stream + 2
+        self._open.add(stream)
+        block = self._first if stream == 1 else self._next
+        return stream, _frame(_HEADERS, _END_HEADERS, stream, block)
 
     def receive(self) -> list[int]:
         """Wait for bytes of the server; returns the streams that are answered in full."""
@@ -91,7 +114,7 @@ class Connection:
                 self._open.discard(stream)
                 self.refused.append(stream)
             else:
-                self._control(kind, flags, buffer[position + 9 : end])
+                self._control(kind, flags, stream, buffer[position + 9 : end])
             position = end
         self._received = buffer[position:]
         return ended
@@ -100,27 +123,45 @@ class Connection:
         """Close the connection."""
         self.socket.close()
 
-    def _control(self, kind: int, flags: int, payload: bytes) -> None:
+    def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _WINDOW_UPDATE:
-            # Those of single streams come too late to matter: a body is sent as a whole.
-            self._window += struct.unpack(">I", payload)[0]
+            (more,) = struct.unpack(">I", payload)
+            if stream == 0:
+                self._window += more
+            elif stream in self._windows:
+                # Those of other streams come too late to matter: a body is sent as a whole.
+                self._windows[stream] += more
         elif kind == _SETTINGS and not flags & _ACK:
-            self._received_settings = True
-            for name, value in struct.iter_unpack(">HI", payload):
-                if name == _MAX_CONCURRENT_STREAMS:
-                    # A server forgets a call a little later than it has answered it.
-                    self._most_streams = value * 3 // 4
-                elif name == _INITIAL_WINDOW_SIZE:
-                    self._stream_window = value
-            self.socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+            self._settings(payload)
         elif kind == _PING and not flags & _ACK:
             self.socket.sendall(_frame(_PING, _ACK, 0, payload))
         elif kind in {_RST_STREAM, _GOAWAY}:
             raise StreamReset(f"frame type {kind}: {payload!r}")
 
+    def _settings(self, payload: bytes) -> None:
+        self._received_settings = True
+        for name, value in struct.iter_unpack(">HI", payload):
+            if name == _MAX_CONCURRENT_STREAMS:
+                # A server forgets a call a little later than it has answered it.
+                self._most_streams = value * 3 // 4
+            elif name == _INITIAL_WINDOW_SIZE:
+                for begun in self._windows:
+                    self._windows[begun] += value - self._stream_window
+                self._stream_window = value
+        self.socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return _HEADER.pack(len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
+
+
+def _data(stream: int, body: bytes, *, end: bool) -> bytes:
+    parts = []
+    for start in range(0, len(body), _FRAME_BYTES):
+        piece = body[start : start + _FRAME_BYTES]
+        last = start + len(piece) == len(body)
+        parts.append(_frame(_DATA, _END_STREAM if end and last else 0, stream, piece))
+    return b"".join(parts)
 
 
 def _hpack(fields: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:

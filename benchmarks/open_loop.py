@@ -53,6 +53,60 @@ def send(
             connection.close()
 
 
+def send_messages(
+    address: str, path: str, message: bytes, *, rate: float, seconds: float, headers: Sequence[str]
+) -> OpenLoad:
+    """Send a message `rate` times a second on average, over a few streams that stay open.
+
+    The server answers a stream at its end, so the latencies are those of the ends.
+    """
+    connections = [Connection(address, path, headers) for _ in range(_CONNECTIONS)]
+    try:
+        return _run_streams(connections, message, _times(rate, seconds))
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def _run_streams(
+    connections: Sequence[Connection], message: bytes, times: Sequence[float]
+) -> OpenLoad:
+    by_socket = {connection.socket: connection for connection in connections}
+    streams = {connection: connection.begin() for connection in connections}
+    lateness: list[float] = []
+    cpu, begun_at, begun = time.thread_time(), time.time(), time.perf_counter()
+    for number, at in enumerate(times):
+        connection = connections[number % len(connections)]
+        while (wait := begun + at - time.perf_counter()) > 0 or (
+            connection.room(streams[connection]) < len(message)
+        ):
+            patience = wait if wait > 0 else _PATIENCE
+            readable = select.select(list(by_socket), (), (), patience)[0]
+            if not readable and wait <= 0:
+                raise NoAnswerError("no room for a message")
+            for found in readable:
+                by_socket[found].receive()
+        lateness.append(time.perf_counter() - begun - at)
+        connection.send(streams[connection], message)
+    ended_at = time.perf_counter()
+    latencies = []
+    for connection, stream in streams.items():
+        connection.end(stream)
+        connection.socket.settimeout(_PATIENCE)
+        while stream not in connection.receive():
+            pass
+        latencies.append(time.perf_counter() - ended_at)
+    return OpenLoad(
+        requests=len(times),
+        seconds=time.perf_counter() - begun,
+        cpu_seconds=time.thread_time() - cpu,
+        begun_at=begun_at,
+        intended=times,
+        latencies=latencies,
+        lateness=lateness,
+    )
+
+
 def _run(connections: Sequence[Connection], body: bytes, times: Sequence[float]) -> OpenLoad:
     by_socket = {connection.socket: connection for connection in connections}
     due: dict[tuple[Connection, int], float] = {}

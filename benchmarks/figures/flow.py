@@ -194,6 +194,21 @@ def send_streams(server: Server, *, rate: float, seconds: float) -> OpenLoad:
     return load
 
 
+def send_messages(server: Server, *, rate: float, seconds: float) -> OpenLoad:
+    """Send messages of a hundred small events over open streams, so many events a second."""
+    small = corpus("small")
+    load = open_loop.send_messages(
+        server.address,
+        STREAM,
+        stream_body(small, events=PER_CALL, per_message=PER_CALL),
+        rate=rate / PER_CALL,
+        seconds=seconds,
+        headers=server.headers,
+    )
+    server.sent.note(small, PER_CALL, times=load.requests)
+    return load
+
+
 def highest(bench: Bench, database: Database, server: Server) -> float:
     """Return the events/s that are accepted and processed, by a short closed-loop run."""
     events = _SHAPE.events_in(bench.size(200_000, 100_000))

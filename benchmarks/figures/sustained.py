@@ -9,12 +9,13 @@ own times: nothing looks at the database while events arrive.
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from benchmarks.database import Database
-from benchmarks.figures.flow import PER_CALL, drain, everything, highest, send_streams
+from benchmarks.figures.flow import PER_CALL, drain, everything, highest
 from benchmarks.open_loop import OpenLoad
 from benchmarks.sample import Sample, latency_detail
-from benchmarks.stack import Bench, Server
+from benchmarks.stack import Bench
 
 _STEPS = 4
 #: Seconds for which one rate is tried.
@@ -33,19 +34,35 @@ class _Step:
     growth: float
     #: Events waiting at the end.
     backlog: int
+    #: Of server, workers, PostgreSQL and Redis, until the last event was processed.
+    cpu_seconds: float
     load: OpenLoad = field(repr=False)
     processed: list[float] = field(repr=False)
+
+    @property
+    def events(self) -> int:
+        return self.load.requests * PER_CALL
 
     @property
     def holds(self) -> bool:
         return self.growth <= _MOST_GROWTH
 
 
-def sustained(bench: Bench) -> Sample:
-    """Return the highest rate of a short search that starts at that of a closed-loop burst."""
+def sustained(bench: Bench, *, send: Callable[..., OpenLoad]) -> Sample:
+    """Return the highest rate of a short search that starts at that of a closed-loop burst.
+
+    `send` sends a hundred events at a time, as messages of open streams or as calls.
+    """
     with everything(bench) as (database, server, worker):
         burst = highest(bench, database, server)
-        steps = _search(lambda rate: _step(database, server, rate), burst)
+
+        def attempt(rate: float) -> _Step:
+            meter = bench.cpu(server=server.process, worker=worker)
+            load = send(server, rate=rate, seconds=_SECONDS)
+            drain(database)
+            return _step(database, rate, load, sum(meter.stop().values()))
+
+        steps = _search(attempt, burst)
         held = [step for step in steps if step.holds]
         refused = [step.events_per_s for step in steps if not step.holds]
         detail: dict[str, float] = {
@@ -60,6 +77,7 @@ def sustained(bench: Bench) -> Sample:
             detail |= {
                 "growth_percent": round(100 * best.growth, 2),
                 "backlog_at_end_ms_of_load": round(1e3 * best.backlog / best.events_per_s),
+                "cpu_all_s_per_million": round(1e6 * best.cpu_seconds / best.events, 1),
                 **latency_detail(best.processed, "processed"),
                 **latency_detail(best.load.latencies, "accept"),
                 **latency_detail(best.load.lateness, "late"),
@@ -84,10 +102,8 @@ def _search(attempt: Callable[[float], _Step], rate: float) -> list[_Step]:
     return steps
 
 
-def _step(database: Database, server: Server, rate: float) -> _Step:
-    since = database.now()
-    load = send_streams(server, rate=rate, seconds=_SECONDS)
-    drain(database)
+def _step(database: Database, rate: float, load: OpenLoad, cpu_seconds: float) -> _Step:
+    since = datetime.fromtimestamp(load.begun_at, UTC)
     finished = sorted(
         row[0]
         for row in database.query(
@@ -106,6 +122,7 @@ def _step(database: Database, server: Server, rate: float) -> _Step:
         events_per_s=load.requests * PER_CALL / _SECONDS,
         growth=_slope(moments, [backlog(moment) for moment in moments]) / rate,
         backlog=backlog(_SECONDS),
+        cpu_seconds=cpu_seconds,
         load=load,
         processed=database.accept_to_processed(since),
     )
