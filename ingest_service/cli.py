@@ -214,14 +214,18 @@ def sweep() -> None:
 def doctor(allow_unsafe_durability: bool) -> None:
     """Check database, broker, keys, clocks and limits; exit code 1 when a check fails.
 
+    Where neither database nor broker are set, it looks at what `dev` keeps in the data directory.
+
     \b
     Example: ingest-service doctor
     """
     from ingest_service.doctor import Verdict, examine
+    from ingest_service.newcomer import as_embedded
     from worker.broker import check_broker
 
+    settings = as_embedded(Settings.load())
     findings = list(
-        examine(Settings.load(), check_broker, allow_unsafe_durability=allow_unsafe_durability)
+        examine(settings, check_broker, allow_unsafe_durability=allow_unsafe_durability)
     )
     for finding in findings:
         click.echo(f"{finding.verdict.value:<5}{finding.check}: {finding.text}")
