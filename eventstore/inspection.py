@@ -28,6 +28,12 @@ class DatabaseFacts:
     may_create: bool
 
 
+def inspect_file(connection: Connection) -> tuple[str, str]:
+    """Return the journal mode of a SQLite file, and the first damage or "ok"; reads all of it."""
+    journal = connection.execute(text("PRAGMA journal_mode")).scalar_one()
+    return journal, connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
+
+
 def inspect_database(connection: Connection) -> DatabaseFacts:
     """Read the facts; PostgreSQL with a current schema only."""
     unsafe = tuple(

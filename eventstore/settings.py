@@ -125,10 +125,15 @@ class Settings(BaseSettings):
     max_attempts: int = Field(5, ge=1, le=100, description="attempts before an event is FAILED")
     partition_days_ahead: int = Field(7, ge=1, le=90, description="daily partitions made ahead")
     retention_days: int = Field(
-        0, ge=0, description="events older than this are dropped; 0 keeps them"
+        0,
+        ge=0,
+        description="events older than this are dropped; 0 keeps them;"
+        " not less than the next setting, or a resend names an event that is gone",
     )
     idempotency_retention_days: int = Field(
-        30, ge=1, description="idempotency keys are remembered for so long"
+        30,
+        ge=1,
+        description="days for which an idempotency key is remembered, even if its event is gone",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least level"

@@ -25,6 +25,7 @@ from ingest_service.intake import Intake
 from ingest_service.interceptors import Gate
 from ingest_service.jwks import JwkSet
 from ingest_service.limits import UserLimits
+from ingest_service.newcomer import database_file
 from ingest_service.offload import Offload
 from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
@@ -67,7 +68,7 @@ async def serve(
 
 async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
     """Run server, worker and sweeper in this process, on SQLite in the data directory."""
-    url = f"sqlite:///{settings.data_dir.resolve() / 'ingest.db'}"
+    url = f"sqlite:///{database_file(settings.data_dir)}"
     migrations.upgrade(url)
     engine = build_engine(url, name="ingest-worker", pool_size=settings.worker_threads + 2)
     broker = build_broker("stub://")

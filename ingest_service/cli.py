@@ -214,14 +214,18 @@ def sweep() -> None:
 def doctor(allow_unsafe_durability: bool) -> None:
     """Check database, broker, keys, clocks and limits; exit code 1 when a check fails.
 
+    Where neither database nor broker are set, it looks at what `dev` keeps in the data directory.
+
     \b
     Example: ingest-service doctor
     """
     from ingest_service.doctor import Verdict, examine
+    from ingest_service.newcomer import as_embedded
     from worker.broker import check_broker
 
+    settings = as_embedded(Settings.load())
     findings = list(
-        examine(Settings.load(), check_broker, allow_unsafe_durability=allow_unsafe_durability)
+        examine(settings, check_broker, allow_unsafe_durability=allow_unsafe_durability)
     )
     for finding in findings:
         click.echo(f"{finding.verdict.value:<5}{finding.check}: {finding.text}")
@@ -230,15 +234,21 @@ def doctor(allow_unsafe_durability: bool) -> None:
 
 @main.command()
 @click.option("--service", default="", help="As in grpc.health.v1; empty means the whole server.")
-def health(service: str) -> None:
+@click.option(
+    "--target",
+    envvar="INGEST_TARGET",
+    show_envvar=True,
+    help="Address of the server.  [default: as in INGEST_LISTEN]",
+)
+def health(service: str, target: str | None) -> None:
     """Ask a running server how it is; exit code 0 when it is SERVING.
 
     \b
-    Example: INGEST_LISTEN=127.0.0.1:50051 ingest-service health
+    Example: INGEST_TARGET=127.0.0.1:50051 ingest-service health
     """
     from ingest_service.probe import ask
 
-    name, serving = ask(Settings.load(), service)
+    name, serving = ask(Settings.load(), service, target)
     click.echo(name, err=True)
     sys.exit(0 if serving else 1)
 

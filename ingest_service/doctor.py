@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import select
@@ -14,7 +15,7 @@ from eventstore import migrations
 from eventstore.clock import in_seconds
 from eventstore.engine import build_engine
 from eventstore.errors import StorageError, storage_errors
-from eventstore.inspection import DatabaseFacts, inspect_database
+from eventstore.inspection import DatabaseFacts, inspect_database, inspect_file
 from eventstore.settings import Settings, SettingsError
 from ingest_service.auth import build_key_source
 from ingest_service.jwks import JwkSet
@@ -55,6 +56,7 @@ def examine(
 ) -> Iterator[Finding]:
     """Yield the findings, one for each check."""
     yield from _database(settings, allow_unsafe_durability=allow_unsafe_durability)
+    yield _retention(settings)
     yield _broker(settings, check_broker)
     yield _keys(settings)
     yield _listener(settings)
@@ -70,8 +72,15 @@ def _database(settings: Settings, *, allow_unsafe_durability: bool) -> Iterator[
     except (SettingsError, ValueError) as error:
         yield Finding("database", Verdict.FAIL, str(error))
         return
+    file = engine.url.database
+    if engine.dialect.name == "sqlite" and file and not Path(file).exists():
+        # To connect would make it.
+        yield Finding("database", Verdict.FAIL, "no such file: check INGEST_DATABASE_URL")
+        return
     try:
-        with storage_errors(), engine.connect() as connection:
+        # With transactions it would keep writers of SQLite waiting while it looks.
+        looking = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with storage_errors(), looking.connect() as connection:
             asked = time.time()
             told = connection.execute(select(in_seconds(0))).scalar_one()
             ahead = (told - datetime.fromtimestamp(asked, UTC)).total_seconds()
@@ -92,10 +101,23 @@ def _database(settings: Settings, *, allow_unsafe_durability: bool) -> Iterator[
                 yield from _postgres(
                     facts, settings, allow_unsafe_durability=allow_unsafe_durability
                 )
+            elif current:
+                yield from _file(*inspect_file(connection))
     except StorageError as error:
         yield Finding("database", Verdict.FAIL, f"{error}: check INGEST_DATABASE_URL")
     finally:
         engine.dispose()
+
+
+def _file(journal: str, damage: str) -> Iterator[Finding]:
+    yield _finding(
+        "journal", journal == "wal", journal,
+        "put the file on a local disk: without WAL readers and writers block each other",
+    )  # fmt: skip
+    yield _finding(
+        "file", damage == "ok", "sound" if damage == "ok" else damage,
+        "take a copy of the file, then `sqlite3 FILE .recover`", fail=True,
+    )  # fmt: skip
 
 
 def _postgres(
@@ -138,7 +160,19 @@ def _postgres(
     )  # fmt: skip
 
 
+def _retention(settings: Settings) -> Finding:
+    events, keys = settings.retention_days, settings.idempotency_retention_days
+    return _finding(
+        "retention", not 0 < events < keys,
+        f"events {f'{events} days' if events else 'for good'}, keys {keys} days",
+        "a key outlives its event, and a resend gets the id of an event that is gone: set"
+        " INGEST_IDEMPOTENCY_RETENTION_DAYS to no more than INGEST_RETENTION_DAYS",
+    )  # fmt: skip
+
+
 def _broker(settings: Settings, check_broker: BrokerCheck) -> Finding:
+    if settings.broker_url is None and _is_sqlite(settings):
+        return Finding("broker", Verdict.OK, "not needed by `dev`, which SQLite is for")
     try:
         problem = check_broker(settings.require_broker_url())
     except SettingsError as error:
@@ -147,6 +181,11 @@ def _broker(settings: Settings, check_broker: BrokerCheck) -> Finding:
         text = f"{type(error).__name__}: check INGEST_BROKER_URL; events wait for the sweeper"
         return Finding("broker", Verdict.FAIL, text)
     return Finding("broker", Verdict.WARN if problem else Verdict.OK, problem or "answers")
+
+
+def _is_sqlite(settings: Settings) -> bool:
+    url = settings.database_url
+    return url is not None and url.get_secret_value().startswith("sqlite:")
 
 
 def _keys(settings: Settings) -> Finding:

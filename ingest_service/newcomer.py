@@ -40,6 +40,28 @@ def own_secret(data_dir: Path) -> str:
     return file.read_text().strip()
 
 
+def database_file(data_dir: Path) -> Path:
+    """Return where the data directory keeps its database."""
+    return data_dir.resolve() / "ingest.db"
+
+
+def as_embedded(settings: Settings) -> Settings:
+    """Return the settings with database and secret of the data directory, where they name none.
+
+    Where `dev` never ran, or database or broker are named, they are returned as they are.
+    """
+    if (
+        settings.database_url
+        or settings.broker_url
+        or not database_file(settings.data_dir).exists()
+    ):
+        return settings
+    more = {"database_url": f"sqlite:///{database_file(settings.data_dir)}"}
+    if settings.jwt_secret is None and secret_file(settings.data_dir).exists():
+        more["jwt_secret"] = own_secret(settings.data_dir)
+    return Settings.load(**more)
+
+
 def greet(settings: Settings, port: int) -> None:
     """Print what a newcomer needs next: address, token, and a line to paste."""
     host = reachable(settings.listen).rpartition(":")[0] or "127.0.0.1"

@@ -16,12 +16,13 @@ def reachable(listen: str) -> str:
     return re.sub(r"^(0\.0\.0\.0|\[::\])(?=:)", "127.0.0.1", listen)
 
 
-def ask(settings: Settings, service: str) -> tuple[str, bool]:
+def ask(settings: Settings, service: str, target: str | None = None) -> tuple[str, bool]:
     """Return the status by name (as in grpc.health.v1, or of the failed call), and if it is good.
 
-    Raises SettingsError when the TLS files cannot be used.
+    Without a `target` the server is where the settings let it listen. Raises SettingsError when the
+    TLS files cannot be used.
     """
-    with _channel(settings) as channel:
+    with _channel(settings, target or reachable(settings.listen)) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # the package's stubs lack it
@@ -33,8 +34,7 @@ def ask(settings: Settings, service: str) -> tuple[str, bool]:
     return name, name == "SERVING"
 
 
-def _channel(settings: Settings) -> grpc.Channel:
-    address = reachable(settings.listen)
+def _channel(settings: Settings, address: str) -> grpc.Channel:
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return grpc.insecure_channel(address)
     # The probe runs beside the server: it trusts that very certificate and no other, whatever name

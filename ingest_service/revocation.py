@@ -77,7 +77,10 @@ def _parse(text: str) -> tuple[frozenset[str], dict[str, int]]:
     ids, issued_before = content.get("jti", []), content.get("issued_before", {})
     if not isinstance(ids, list) or not isinstance(issued_before, dict):
         raise ValueError("jti must be a list, and issued_before an object")
-    return frozenset(map(str, ids)), {name: int(moment) for name, moment in issued_before.items()}
+    # Not isinstance: true is an int in Python, and would be the first second of 1970.
+    if any(type(moment) is not int for moment in issued_before.values()):
+        raise ValueError("a time must be whole seconds since 1970")
+    return frozenset(map(str, ids)), issued_before
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

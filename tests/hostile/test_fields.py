@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.v1 import event_pb2
 from ingest.v1.event_pb2 import EventInput
+from ingest.v1.ingest_service_pb2 import SubmitEventRequest
 from tests.kit.caller import Caller, at, event, refused
 
 CONTROLS = [*(chr(code) for code in range(0x20)), "\x7f", "\x80", "\x85", "\x9f"]
@@ -242,3 +243,17 @@ def test_whatever_an_event_holds_it_is_stored_as_sent_or_refused_by_field(
             sent.subject,
         )
         assert stored.attributes == sent.attributes
+
+
+def test_a_struct_may_have_the_levels_that_are_documented_and_no_more(alice: Caller) -> None:
+    def submit(levels: int) -> None:
+        request = SubmitEventRequest(event=event())
+        inner = request.event.payload
+        for _ in range(levels - 1):
+            inner = inner.fields["a"].struct_value
+        inner.fields["a"].number_value = 1
+        alice.stub.SubmitEvent(request, metadata=alice.metadata, timeout=20)
+
+    submit(33)
+    assert refused(submit, 34).verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    alice.submit(event(payload=json.loads('{"a":' * 34 + "1" + "}" * 34)))

@@ -3,11 +3,14 @@
 import subprocess
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 
 import psycopg2
 import pytest
 
-from tests.kit.server import BIN, settings_for
+from eventstore import migrations
+from tests.kit.server import BIN, running, settings_for
+from tests.kit.tokens import SECRET
 
 
 def examine(env: Mapping[str, str], *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -108,3 +111,58 @@ def test_an_old_schema_fails(env: dict[str, str], database_url: str) -> None:
     code, found = examine(env, "--allow-unsafe-durability")
     assert (code, found["schema"][0]) == (1, "fail")
     assert "ingest-service migrate" in found["schema"][1]
+
+
+def test_after_dev_doctor_looks_at_the_data_directory_and_asks_for_no_broker(
+    tmp_path: Path,
+) -> None:
+    env = {"INGEST_DATA_DIR": str(tmp_path / "data"), "INGEST_LISTEN": "127.0.0.1:0"}
+    with running(tmp_path / "dev", env, "dev"):
+        code, found = examine(env)
+
+    assert (code, "fail" in {verdict for verdict, _ in found.values()}) == (0, False)
+    assert found["database"] == ("ok", "sqlite answers")
+    assert found["journal"] == ("ok", "wal")
+    assert found["file"] == ("ok", "sound")
+    assert found["keys"] == ("ok", "HS256")
+    assert "not needed" in found["broker"][1]
+
+    code, found = examine(env | {"INGEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"})
+    assert (code, found["database"][0], found["broker"][0]) == (1, "fail", "fail")
+
+
+def test_a_database_file_that_is_not_there_fails_and_is_not_made(tmp_path: Path) -> None:
+    file = tmp_path / "ingest.db"
+
+    code, found = examine({"INGEST_DATABASE_URL": f"sqlite:///{file}", "INGEST_JWT_SECRET": SECRET})
+
+    assert (code, found["database"][0]) == (1, "fail")
+    assert not file.exists()
+
+
+def test_a_damaged_database_file_fails(tmp_path: Path) -> None:
+    file = tmp_path / "ingest.db"
+    url = f"sqlite:///{file}"
+    migrations.upgrade(url)
+    content = bytearray(file.read_bytes())
+    # The last page that holds anything: the schema is still read, and what is stored is not.
+    page = int.from_bytes(content[16:18], "big")
+    content[-page:] = b"\xff" * page
+    file.write_bytes(content)
+
+    code, found = examine({"INGEST_DATABASE_URL": url, "INGEST_JWT_SECRET": SECRET})
+
+    assert (code, found["file"][0]) == (1, "fail")
+
+
+@pytest.mark.parametrize(
+    "events, keys, verdict", [("7", "30", "warn"), ("30", "30", "ok"), ("0", "30", "ok")]
+)
+def test_keys_that_outlive_their_events_are_a_warning(
+    env: dict[str, str], events: str, keys: str, verdict: str
+) -> None:
+    env |= {"INGEST_RETENTION_DAYS": events, "INGEST_IDEMPOTENCY_RETENTION_DAYS": keys}
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert (code, found["retention"][0]) == (0, verdict)
+    assert ("INGEST_IDEMPOTENCY_RETENTION_DAYS" in found["retention"][1]) == (verdict == "warn")

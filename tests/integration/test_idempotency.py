@@ -41,6 +41,7 @@ def test_a_duplicate_tells_what_became_of_the_first_event(service: Service, alic
         {"payload": {"a": 2}},
         {"payload": {"a": True}},
         {"payload": {"a": 1.5}},
+        {"payload": {"a": 1.0}},
         {"payload": None},
         {"attributes": {"x": "2"}},
         {"attributes": {}},

@@ -1,4 +1,4 @@
-"""`ingest-service health` over TLS: the probe knows its server by its certificate."""
+"""`ingest-service health`: where it looks, and over TLS it knows its server by its certificate."""
 
 import subprocess
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.certificates import Authority, write
-from tests.kit.server import BIN, Start, settings_for
+from tests.kit.server import BIN, Service, Start, settings_for
 
 
 def health(env: dict[str, str]) -> tuple[int, str]:
@@ -20,6 +20,18 @@ def health(env: dict[str, str]) -> tuple[int, str]:
         check=False,
     )
     return done.returncode, done.stderr.strip()
+
+
+def test_health_is_asked_where_clients_call_and_else_where_the_server_listens(
+    service: Service,
+) -> None:
+    nowhere = "127.0.0.1:1"
+
+    assert health({"INGEST_TARGET": service.address}) == (0, "SERVING")
+    assert health({"INGEST_TARGET": service.address, "INGEST_LISTEN": nowhere}) == (0, "SERVING")
+    assert health({"INGEST_LISTEN": service.address}) == (0, "SERVING")
+    code, said = health({"INGEST_TARGET": nowhere, "INGEST_LISTEN": service.address})
+    assert (code, said.splitlines()[-1]) == (1, "UNAVAILABLE")
 
 
 @pytest.mark.parametrize("host", ["", "ingest.example.org", "*.example.org"])

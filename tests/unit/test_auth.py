@@ -412,6 +412,8 @@ def test_a_refused_token_is_not_remembered(remembering: TokenVerifier, keys: Key
         *("", "{", "[]", "1", "null", '"jti"', '{"jti": 1}', '{"jti": null}', '{"jti": "stolen"}'),
         *('{"jti": {"a": 1}}', '{"issued_before": []}', '{"issued_before": {"alice": "soon"}}'),
         *('{"issued_before": {"alice": Infinity}}', '{"issued_before": {"alice": null}}'),
+        *('{"issued_before": {"alice": true}}', '{"issued_before": {"alice": 1.9}}'),
+        '{"issued_before": {"alice": "1795446330"}}',
         *('{"jtis": ["stolen"]}', '{"issued-before": {}}', "[" * 100_000),
     ],
     ids=lambda value: value[:30],

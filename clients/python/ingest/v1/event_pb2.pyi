@@ -143,7 +143,10 @@ class EventInput(_message.Message):
     """The client's own key for this event: 0 to 255 bytes without control
     characters. A second submit with the same key and the same content is
     answered with the first receipt; other content is refused with
-    ALREADY_EXISTS. Keys belong to the user of the token. Empty means none.
+    ALREADY_EXISTS. The same content is the same values, in either form of body:
+    the order of keys does not matter, but 1 and 1.0 in payload_json differ. Keys
+    belong to the user of the token, and are forgotten after some time (30 days,
+    unless the server is set otherwise). Empty means none.
     """
     payload_json: _builtins.str
     """The payload as JSON text (RFC 8259), for volume and exact numbers.
@@ -160,7 +163,8 @@ class EventInput(_message.Message):
     @_builtins.property
     def payload(self) -> _struct_pb2.Struct:
         """The payload for people and grpcurl. Numbers are doubles; integral ones
-        are stored as integers.
+        are stored as integers. At most 33 levels of objects: protobuf reads messages
+        100 deep, and each level takes three. For more levels use payload_json.
         """
 
     @_builtins.property
@@ -209,7 +213,10 @@ class EventReceipt(_message.Message):
     already stored this event. The receipt then names that first event.
     """
     status: Global___EventStatus.ValueType
-    """The status of the event at the time of this answer."""
+    """The status of the event at the time of this answer. UNSPECIFIED for a
+    duplicate whose first event is not kept any more: where the server keeps keys
+    longer than events, GetEvent then says NOT_FOUND.
+    """
     index: _builtins.int
     """The position of the event in the call, counted from 0."""
     @_builtins.property
