@@ -6,10 +6,10 @@ WORKDIR /build
 
 # The tools that build wheels stay in this stage; what runs goes to /opt/ingest, which has no pip.
 COPY requirements/build.txt requirements/run.txt requirements/
-RUN python -m pip install --require-hashes --only-binary :all: -r requirements/build.txt \
+RUN python -m pip install --no-deps --require-hashes --only-binary :all: -r requirements/build.txt \
     && python -m venv --without-pip /opt/ingest \
     && python -m pip --python /opt/ingest/bin/python install \
-        --require-hashes --only-binary :all: -r requirements/run.txt
+        --no-deps --require-hashes --only-binary :all: -r requirements/run.txt
 
 COPY pyproject.toml LICENSE ./
 COPY clients/python clients/python
