@@ -10,6 +10,7 @@ import grpc
 import structlog
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 
 from ingest.v1 import ingest_service_pb2
 from ingest_service.answers import Answers
@@ -94,6 +95,8 @@ class Gate(grpc.aio.ServerInterceptor):
             # Such a method may have any form, not only that of the next line.
             return None
         _, service, name = handler_call_details.method.split("/", 2)
+        if service == HEALTH_SERVICE:
+            return self._health(handler)
         if service in self._public:
             return handler
         try:
@@ -111,6 +114,31 @@ class Gate(grpc.aio.ServerInterceptor):
                 self._tally.note("call_unauthenticated", reason=error.reason, cause=error.cause)
             return _refusal(error)
         return self._bound(handler, principal, _REQUESTS[handler_call_details.method])
+
+    def _health(self, handler: Any) -> Handler:
+        """Return a handler of health, for everybody, that waits for its message as others do."""
+
+        async def check(_wires: AsyncIterator[bytes], context: Context) -> Any:
+            return await handler.unary_unary(await self._health_request(context), context)
+
+        async def watch(_wires: AsyncIterator[bytes], context: Context) -> None:
+            await handler.unary_stream(await self._health_request(context), context)
+
+        if handler.response_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                watch,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.stream_unary_rpc_method_handler(
+            check, response_serializer=handler.response_serializer
+        )
+
+    async def _health_request(self, context: Context) -> HealthCheckRequest:
+        wire = await self._message(context)
+        try:
+            return parse_message(HealthCheckRequest, wire)
+        except FieldInvalid as error:
+            await self._abort(context, error)
 
     def _bound(self, handler: Any, principal: Principal, request: type[Message]) -> Handler:
         """Return the handler with the caller bound to it.

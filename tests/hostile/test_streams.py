@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -219,3 +220,15 @@ def _is_still(taken: list[int]) -> bool:
     except AssertionError:
         return True
     return False
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_a_health_call_whose_message_does_not_come_whole_is_ended(
+    service: Service, method: str
+) -> None:
+    """It needs no token, so that anybody could hold memory for as long as the connection."""
+    path: dict[str, Any] = {":path": f"/grpc.health.v1.Health/{method}"}
+    with connections(service.port, 1) as (connection,):
+        calls = {connection.open(method, service.nobody(), b"\0\0\1", **path) for _ in range(100)}
+        eventually(lambda: connection.ended().keys() >= calls, timeout=20)
+        assert {*connection.ended().values()} <= {DEADLINE_EXCEEDED, ""}
