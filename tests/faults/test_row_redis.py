@@ -15,6 +15,7 @@ from tests.faults.ledger import query
 from tests.faults.probe import Probe
 from tests.faults.rig import Rig
 from tests.faults.trial import Trial, counts
+from tests.faults.verdict import BROKER_LINES
 from tests.kit.processes import has_ended
 from tests.kit.waiting import eventually
 
@@ -53,7 +54,7 @@ def test_redis_comes_back_empty(trial: Trial, rig: Rig, case: Case) -> None:
     rig.redis.start()
     time.sleep(2)
     _still_fast(trial, case, began, time.monotonic(), factor=1.5)
-    trial.verdict()
+    trial.verdict(allowed=BROKER_LINES)
 
 
 @pytest.mark.row(10, "Redis down")
@@ -73,7 +74,7 @@ def test_work_goes_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None:
     )[0][0]
     rig.redis.start()
     _still_fast(trial, case, began, ended)
-    trial.verdict()
+    trial.verdict(allowed=BROKER_LINES)
 
     case.note(f"oldest open row {oldest:.1f} s")
     assert oldest <= 8
@@ -97,7 +98,7 @@ def test_a_stalled_redis_is_left_alone(trial: Trial, rig: Rig, case: Case) -> No
     for line in (*rig.server_lines, *rig.worker_lines):
         line.broker.resume()
     _still_fast(trial, case, began, ended)
-    trial.verdict()
+    trial.verdict(allowed=BROKER_LINES)
 
     calm = probe.milliseconds(0, began)
     stalled = probe.milliseconds(began, ended)
@@ -123,7 +124,7 @@ def test_a_full_redis(trial: Trial, rig: Rig, case: Case) -> None:
     client.flushall()
     client.config_set("maxmemory", 0)
     _still_fast(trial, case, began, ended)
-    trial.verdict()
+    trial.verdict(allowed=BROKER_LINES)
 
     noise = Counter(str(line["process"]) for line in trial.logs.lines("broker_unavailable"))
     case.note(f"{written} lines in {ended - began:.0f} s ({processed} of work); {dict(noise)}")
@@ -142,7 +143,7 @@ def test_lost_replies(trial: Trial, rig: Rig, case: Case) -> None:
     for proxy in lines:
         proxy.lost_replies = 0
     drained = trial.settle()
-    trial.verdict()
+    trial.verdict(allowed=BROKER_LINES)
 
     case.note(f"drained in {drained:.1f} s")
     assert drained <= 30
@@ -164,7 +165,7 @@ def test_failures_without_a_broker(trial: Trial, rig: Rig, case: Case, tmp_path:
     switch.touch()
     time.sleep(1)
     rig.redis.start()
-    trial.verdict()
+    trial.verdict(allowed=BROKER_LINES)
     failures = Counter(line["event_id"] for line in trial.logs.lines("event_postponed"))
     rows = query(
         rig.url, "SELECT id::text, status, attempts FROM events WHERE id = ANY (%s::uuid[])", ids
