@@ -116,6 +116,11 @@ class Rig:
         return (*self.servers, *self.workers)
 
     @property
+    def used(self) -> Sequence[Member]:
+        """What runs unless a row says otherwise."""
+        return (self.server, *self.workers[: self._used_workers])
+
+    @property
     def proxies(self) -> Sequence[Proxy]:
         """Every line."""
         lines = (*self.server_lines, *self.worker_lines)
@@ -139,9 +144,8 @@ class Rig:
             self.redis.start()
         if not self.postgres.is_running:
             self.postgres.start()
-        used = (self.server, *self.workers[: self._used_workers])
         for member in self.members:
-            if member in used:
+            if member in self.used:
                 member.ensure()
             elif member.started and member.up:
                 member.stop()

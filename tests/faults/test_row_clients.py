@@ -20,6 +20,7 @@ from tests.faults.probe import Probe
 from tests.faults.rig import Rig
 from tests.faults.torrent import Torrent, pour
 from tests.faults.trial import Trial, resident
+from tests.faults.verdict import BROKER_LINES
 from tests.kit.proxy import Point
 
 _NOISE_MS = 50.0
@@ -99,7 +100,7 @@ def test_a_rolling_restart(trial: Trial, rig: Rig, case: Case) -> None:
         rig.redis.restart()
         rig.postgres.restart("fast")
         time.sleep(1)
-    history = trial.verdict()
+    history = trial.verdict(allowed=BROKER_LINES)
 
     case.note(f"slowest end {slowest:.1f} s")
     assert slowest <= grace + 2
@@ -148,7 +149,7 @@ def test_a_call_that_is_half_sent_at_the_end(
 
     took = time.monotonic() - began
     case.note(f"byte {'came' if comes else 'never came'}: {ended} after {took:.1f} s")
-    assert ended == "OK" if comes else ended.startswith(("UNAVAILABLE", "CANCELLED"))
+    assert ended == "OK" if comes else ended.startswith("UNAVAILABLE")
 
 
 @pytest.mark.row(31, "overload")

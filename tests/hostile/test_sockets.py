@@ -5,14 +5,16 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from eventstore import migrations
 from ingest.v1 import ingest_service_pb2 as pb
 from tests.hostile.frames import PREFACE, SETTINGS, connections, frame, literal, message
 from tests.hostile.vitals import rss
 from tests.kit.caller import Caller, event
-from tests.kit.server import Service
+from tests.kit.server import Service, Start, record, settings_for
 from tests.kit.waiting import eventually
 
 #: The first bytes of a TLS 1.2 hello.
@@ -130,6 +132,26 @@ def test_silent_connections_cost_nobody_anything(service: Service) -> None:
     finally:
         for made in silent:
             made.close()
+
+
+def test_who_does_not_introduce_himself_is_disconnected(
+    start_service: Start, redis_url: str, tmp_path: Path
+) -> None:
+    """After the ten seconds of `handshake_seconds`, and not at once."""
+    url = f"sqlite:///{tmp_path / 'ingest.db'}"
+    migrations.upgrade(url)
+    service = start_service(settings_for(url, redis_url))
+    limits = record(service.process, "server_limits")
+    assert limits is not None
+    limit = limits["handshake_seconds"]
+    here, began = ("127.0.0.1", service.port), time.monotonic()
+    with socket.create_connection(here) as silent, socket.create_connection(here) as hesitant:
+        hesitant.sendall(PREFACE[:10])
+        for made in (silent, hesitant):
+            made.settimeout(3 * limit)
+            while made.recv(65_536):
+                pass
+            assert time.monotonic() - began >= limit / 2
 
 
 #: Headers that no gRPC client sends, whether the message claims to be compressed, and how the call

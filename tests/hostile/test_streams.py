@@ -1,5 +1,7 @@
 """Clients that are slow, silent, deaf or endless: they cost little, and nobody else waits."""
 
+import os
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,8 @@ from tests.kit.caller import Caller, event
 from tests.kit.server import Service, Start, settings_for
 from tests.kit.waiting import eventually
 
+#: A million in the long form.
+EVENTS = min(1_000_000, 50_000 * int(os.environ.get("HOSTILE_FACTOR", "1")))
 #: Calls that are opened at once on one connection.
 STREAMS = 100
 SUBMIT = pb.SubmitEventRequest(event=event(payload="x" * 200)).SerializeToString()
@@ -153,6 +157,24 @@ def test_a_stream_that_never_ends_is_answered_in_the_end(start: Start) -> None:
 
     assert summary.received == summary.accepted > 0
     assert alice.counts() == {"PENDING": summary.accepted}
+
+
+def test_a_stream_of_very_many_small_events_is_counted_to_the_last(service: Service) -> None:
+    """A million in the long form, in messages of one to a thousand."""
+    alice, rng = service.caller(), random.Random(1)  # noqa: S311  # repeatable, no secret
+    sizes = [rng.choice((1, 2, 10, 100, 1_000)) for _ in range(EVENTS // 220)]
+    one = pb.StreamEventsRequest(events=[event("s")]).SerializeToString()
+    alice.wire_stream([one * 1_000] * 15)
+    memory = rss(service)
+
+    summary = pb.StreamEventsResponse.FromString(
+        alice.wire_stream((one * size for size in sizes), timeout=300)
+    )
+
+    assert summary.received == summary.accepted == sum(sizes)
+    assert alice.counts() == {"PENDING": sum(sizes) + 15_000}
+    assert rss(service) - memory < 40 << 20
+    assert is_served_within(service, 1.0)
 
 
 def test_a_long_stream_takes_no_more_memory_than_a_short_one(service: Service) -> None:

@@ -1,19 +1,27 @@
 """Bytes that are no message, messages that are no call, and calls with odd conditions."""
 
 import gzip
-from concurrent.futures import ThreadPoolExecutor
+import os
+import zlib
 
 import grpc
 import pytest
+from google.protobuf.struct_pb2 import Struct, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingest.v1 import ingest_service_pb2 as pb
-from tests.hostile.vitals import rss
+from ingest.v1.event_pb2 import EventInput
+from tests.hostile.frames import connections, message
+from tests.hostile.vitals import rss, watching_rss
 from tests.kit.caller import Caller, event, refused
 from tests.kit.server import Service
 from tests.kit.waiting import eventually
 
+#: 100 in the long form.
+FACTOR = int(os.environ.get("HOSTILE_FACTOR", "1"))
+BOMBS = min(1_000, 100 * FACTOR)
+RESOURCE_EXHAUSTED = str(grpc.StatusCode.RESOURCE_EXHAUSTED.value[0])
 UNARY = ("SubmitEvent", "BatchSubmitEvents", "GetEvent", "ListEvents", "GetEventCounts")
 CORRUPT = {
     "truncated varint": b"\x0a\xff",
@@ -62,6 +70,45 @@ def test_invalid_utf8_is_refused_in_every_text(alice: Caller, field: int, text: 
     assert refused(alice.wire, "SubmitEvent", wire).verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
 
 
+@pytest.mark.parametrize("levels", [60, 65, 3_000])
+def test_a_struct_of_many_levels_is_refused(alice: Caller, levels: int) -> None:
+    """Up to some thirty the parser goes; no payload is worth its stack."""
+    wire = pb.SubmitEventRequest(event=event("deep")).SerializeToString()
+    inside = field(EventInput.PAYLOAD_FIELD_NUMBER, struct_of(levels))
+    refusal = refused(alice.wire, "SubmitEvent", wire + field(1, inside))
+
+    assert refusal.verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert alice.counts() == {}
+    assert alice.is_served()
+
+
+def test_a_struct_of_some_levels_is_taken(alice: Caller) -> None:
+    """The control of the test above: what it builds is a Struct, and only too deep."""
+    wire = pb.SubmitEventRequest(event=event("deep")).SerializeToString()
+    inside = field(EventInput.PAYLOAD_FIELD_NUMBER, struct_of(20))
+
+    assert alice.wire("SubmitEvent", wire + field(1, inside))
+    assert alice.counts() == {"PENDING": 1}
+
+
+def struct_of(levels: int) -> bytes:
+    """Return a Struct within a Struct, and so on, as protobuf writes it."""
+    wire = b""
+    for _ in range(levels - 1):
+        value = field(Value.STRUCT_VALUE_FIELD_NUMBER, wire)
+        wire = field(Struct.FIELDS_FIELD_NUMBER, field(1, b"a") + field(2, value))
+    return wire
+
+
+def field(number: int, content: bytes) -> bytes:
+    """Return a field of bytes."""
+    size, head = len(content), bytes([number << 3 | 2])
+    while size >= 128:
+        head += bytes([size & 127 | 128])
+        size >>= 7
+    return head + bytes([size]) + content
+
+
 def test_unknown_fields_are_ignored(alice: Caller) -> None:
     known = pb.SubmitEventRequest(event=event("known")).SerializeToString()
     unknown = b"\xc2\x3e\xc0\x84\x3d" + b"x" * 1_000_000  # field 1000, one megabyte
@@ -97,16 +144,43 @@ def test_compression_is_understood(alice: Caller) -> None:
 
 
 def test_many_small_bombs_leave_the_server_as_it_was(service: Service, alice: Caller) -> None:
+    """A thousand in the long form; each is 8 kB on the wire and 8 MB unpacked."""
+    bomb = message(packed_zeros(8), compressed=True)
+
+    def explode(count: int) -> set[str]:
+        with connections(service.port, 1) as (connection,):
+            streams = {
+                connection.open("SubmitEvent", alice, bomb, end=True, grpc_encoding="gzip")
+                for _ in range(count)
+            }
+            eventually(lambda: connection.ended().keys() >= streams, timeout=30)
+            return {*connection.ended().values()} - {""}
+
+    explode(4)
     before = rss(service)
-    bomb = b"\xc2\x3e" + bytes(8 << 20)
-    with ThreadPoolExecutor(4) as pool:
-        calls = [
-            pool.submit(refused, alice.wire, "SubmitEvent", bomb, compression=grpc.Compression.Gzip)
-            for _ in range(30)
-        ]
-        assert {call.result().code for call in calls} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert rss(service) - before < 60 << 20
+    for _ in range(BOMBS // 4):
+        assert explode(4) == {RESOURCE_EXHAUSTED}
+    assert rss(service) - before <= 20 << 20
     assert alice.is_served()
+
+
+def test_a_large_bomb_is_refused_before_it_is_unpacked(service: Service, alice: Caller) -> None:
+    """300 MB in the long form; never more of it than the limit is in memory."""
+    bomb = bytes(min(300, 100 * FACTOR) << 20)
+    assert alice.is_served()
+    before = rss(service)
+    with watching_rss(service) as memory:
+        refusal = refused(alice.wire, "SubmitEvent", bomb, compression=grpc.Compression.Gzip)
+
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert max(memory) - before <= 20 << 20
+    assert alice.is_served()
+
+
+def packed_zeros(megabytes: int) -> bytes:
+    """Return so many zeros behind gzip."""
+    packer = zlib.compressobj(wbits=31)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(megabytes)) + packer.flush()
 
 
 def test_refused_messages_of_very_many_events_are_forgotten_at_once(
@@ -188,7 +262,9 @@ def test_five_hundred_cancelled_streams_leave_the_server_well(service: Service) 
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60 * FACTOR,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     name=st.from_regex(r"[a-z0-9_.-]{1,20}", fullmatch=True).filter(

@@ -1,6 +1,7 @@
 """What must be as before after every bad input: the process, its memory, connections and log."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,24 @@ def rss(service: Service) -> int:
     """Return how many bytes of memory the server holds."""
     pages = Path(f"/proc/{service.process.pid}/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def watching_rss(service: Service) -> Iterator[list[int]]:
+    """Give a list that grows by the server's memory every few milliseconds."""
+    seen, stopped = [rss(service)], threading.Event()
+
+    def watch() -> None:
+        while not stopped.wait(0.005):
+            seen.append(rss(service))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stopped.set()
+        watcher.join()
 
 
 def descriptors(service: Service) -> int:

@@ -1,16 +1,18 @@
 """One user's share: what is beyond it waits or is refused, and nobody else notices."""
 
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from threading import Event
+from threading import Event, Thread
 
 import grpc
 import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest.v1.event_pb2 import EventInput
-from tests.kit.caller import Caller, event, refused
+from tests.kit.caller import Caller, event, refusal_of, refused
 from tests.kit.server import (
     DATABASES,
     Service,
@@ -125,7 +127,43 @@ def test_who_reads_too_much_is_refused(limited: Service) -> None:
         for _ in range(100):
             greedy.stub.GetEventCounts(pb.GetEventCountsRequest(), metadata=greedy.metadata)
 
-    assert refused(read_often).verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    refusal = refused(read_often)
+    assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.retry_delay is not None
+    assert 0 < refusal.retry_delay <= 1
+
+
+def test_ten_thousand_polls_by_one_user_keep_nobody_waiting(limited: Service) -> None:
+    """Half of them on each database; they are refused beyond the share."""
+    greedy, modest = limited.caller(), limited.caller()
+    request = pb.GetEventCountsRequest()
+    polled, began = Counter[str](), time.monotonic()
+    ends: list[float] = []
+
+    def poll(calls: int) -> None:
+        for _ in range(calls):
+            try:
+                greedy.stub.GetEventCounts(request, metadata=greedy.metadata)
+            except grpc.RpcError as error:
+                polled[refusal_of(error).reason] += 1
+            else:
+                polled["answered"] += 1
+        ends.append(time.monotonic())
+
+    pollers = [Thread(target=poll, args=(625,)) for _ in range(8)]
+    for poller in pollers:
+        poller.start()
+    served = 0
+    while any(poller.is_alive() for poller in pollers):
+        # Within its own share, which is ten reads a second.
+        assert modest.is_served()
+        served += 1
+        pollers[served % len(pollers)].join(0.2)
+    seconds = max(ends) - began
+
+    assert polled["RATE_LIMITED"] + polled["answered"] == polled.total() == 5_000
+    assert polled["answered"] <= 10 * (seconds + 3)
+    assert served
 
 
 def test_a_third_stream_is_refused_until_one_ends(limited: Service) -> None:
@@ -150,5 +188,7 @@ def test_a_third_stream_is_refused_until_one_ends(limited: Service) -> None:
         eventually(stored, timeout=10, interval=0.2)
         refusal = refused(user.stream, [[event()]])
     assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.retry_delay is not None
+    assert refusal.retry_delay > 0
     assert [call.result(timeout=10).accepted for call in calls] == [1, 1]
     assert user.stream([[event()]]).accepted == 1

@@ -164,10 +164,10 @@ class Caller:
         answer: bytes = call(request, metadata=self.metadata, timeout=_DEADLINE, **options)
         return answer
 
-    def wire_stream(self, requests: Iterable[bytes]) -> bytes:
+    def wire_stream(self, requests: Iterable[bytes], timeout: float = _DEADLINE) -> bytes:
         """Call StreamEvents with messages of any kind."""
         call = self.channel.stream_unary(_SERVICE + "StreamEvents", _same, _same)
-        answer: bytes = call(iter(requests), metadata=self.metadata, timeout=_DEADLINE)
+        answer: bytes = call(iter(requests), metadata=self.metadata, timeout=timeout)
         return answer
 
     def is_served(self) -> bool:
