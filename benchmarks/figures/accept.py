@@ -83,8 +83,15 @@ def accept(bench: Bench, shape: Shape, *, processes: int = 1) -> Sample:
         return Sample(value=value, detail=detail, faults=server.sent.faults(database))
 
 
+class NotServedError(Exception):
+    """The no-op server refused calls, so that its rate is no limit."""
+
+
 def noop(bench: Bench, shape: Shape) -> Sample:
-    """Return events per second of the no-op server under the same load."""
+    """Return events per second of the no-op server under the same load.
+
+    Raises NotServedError unless it has served every event: h2load takes a refusal for an answer.
+    """
     shape = shape.sized(bench)
     with bench.processes() as started:
         command = (bench.python, "-m", "benchmarks.limits.noop_server")
@@ -93,7 +100,13 @@ def noop(bench: Bench, shape: Shape) -> Sample:
         meter, loop = bench.cpu(server=server.process), loop_seconds(server.process.pid)
         load = shape.send(bench, server, shape.events)
         loop, cpu = loop_seconds(server.process.pid) - loop, meter.stop()
+        server.process.terminate()
+        server.process.wait()
+        said = server.process.stderr()
     sent = shape.events_in(shape.events)
+    expected = shape.events_in(shape.events // 10) + sent
+    if f"events_served {expected}\n" not in said:
+        raise NotServedError(f"not the {expected} events that were sent:\n{said}")
     cpu = {"server": cpu["server"], "server_loop": loop, "client": load.cpu_seconds}
     return Sample(
         value=sent / load.seconds,
