@@ -7,9 +7,19 @@ from benchmarks.figure import Figure, Target
 from benchmarks.figures import flow, growth, working
 from benchmarks.figures.accept import Shape, accept
 from benchmarks.figures.embedded import embedded
+from benchmarks.figures.memory import memory
 from benchmarks.figures.sustained import sustained
 from benchmarks.references import limits, mean_latency, peers
-from benchmarks.shapes import GITHUB, KEYED_STREAM, KEYED_UNARY, MEDIUM, STREAM, STREAMS, UNARY
+from benchmarks.shapes import (
+    GITHUB,
+    GITHUB_64,
+    KEYED_STREAM,
+    KEYED_UNARY,
+    MEDIUM,
+    STREAM,
+    STREAMS,
+    UNARY,
+)
 
 _RATE, _MS = "events/s", "ms"
 _MILLION = 1_000_000
@@ -46,6 +56,12 @@ def _accept() -> list[Figure]:
         _accepted("stream_100_x16", STREAMS[16], "copy_1000"),
         _accepted("stream_100_x64", STREAMS[64], "copy_1000", key=True),
         _detail("memory_64_streams", "MB", "stream_100_x64", "server_rss_mb", Target(most=200)),
+        Figure(
+            name="memory_64_streams_github",
+            unit="MB",
+            probe=partial(memory, shape=GITHUB_64),
+            most_runs=_FEW_RUNS,
+        ),
         _accepted("stream_medium", MEDIUM, "copy_medium"),
         _accepted("stream_github", GITHUB, "copy_github", Target(least_ratio=0.80)),
         _detail(

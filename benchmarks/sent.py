@@ -51,14 +51,17 @@ class Sent:
         for index in range(len(source.events)):
             self._times[source.name, index] += times * (rounds + (index < rest))
 
-    def faults(self, database: Database, *, worker: Process | None = None) -> tuple[str, ...]:
+    def faults(
+        self, database: Database, *, worker: Process | None = None, refused: int = 0
+    ) -> tuple[str, ...]:
         """Compare the rows with what was sent; one text for each thing that is wrong.
 
         With a worker every event must be final, and the worker must have made it so exactly once;
-        without one nothing may have touched the events.
+        without one nothing may have touched the events. So many as are known to be refused may
+        lack.
         """
         total = self._times.total()
-        found = list(database.faults(total, processed=worker is not None))
+        found = list(database.faults(total - refused, processed=worker is not None))
         sent = [(corpus(name).events[index], times) for (name, index), times in self._times.items()]
         lacking, surplus = database.query(
             _COMPARED,
@@ -69,7 +72,7 @@ class Sent:
                 [times for _, times in sent],
             ),
         )[0]
-        if lacking or surplus:
+        if lacking > refused or surplus:
             found.append(f"not as sent: {lacking} events lack, {surplus} are too many or altered")
         if twice := database.query(_TWICE)[0][0]:
             found.append(f"ids used twice: {twice}")

@@ -22,3 +22,4 @@ KEYED_STREAM = {
 KEYED_UNARY = {n: replace(UNARY[n], keyed=True) for n in (1, 64)}
 MEDIUM = Shape(corpus="medium", in_flight=4, per_message=50, events=80_000)
 GITHUB = Shape(corpus="github", in_flight=4, per_message=20, events=24_000)
+GITHUB_64 = Shape(corpus="github", in_flight=64, per_message=20, events=25_600)
