@@ -12,6 +12,7 @@ from benchmarks import document, machine, report
 from benchmarks.catalogue import figures
 from benchmarks.figure import Figure, Measured, with_limits
 from benchmarks.peers.environment import PeerMissingError, peer_python
+from benchmarks.references import peers
 from benchmarks.stack import Bench, open_bench
 from benchmarks.usage import adopt_orphans
 from tests.kit.services import MissingServerError
@@ -43,12 +44,15 @@ def main() -> int:
     if shutil.which("h2load") is None:
         print("h2load is missing: install nghttp2-client (Debian, Ubuntu)", file=sys.stderr)
         return 2
+    chosen = with_limits(names, every)
     runs = (1 if options.quick else _FULL_RUNS) if options.runs is None else options.runs
+    if {figure.name for figure in chosen} & {peer.name for peer in peers()}:
+        _install_peers()
     adopt_orphans()
     try:
         with open_bench(quick=options.quick) as bench:
             about = machine.describe(bench)
-            measured = measure(bench, with_limits(names, every), runs)
+            measured = measure(bench, chosen, runs)
     except MissingServerError as error:
         print(error, file=sys.stderr)
         return 2
@@ -95,6 +99,14 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
                 flush=True,
             )
     return measured
+
+
+def _install_peers() -> None:
+    """Install them before the first round; what cannot be had fails the peers, not the others."""
+    try:
+        peer_python()
+    except PeerMissingError as error:
+        print(f"! peers: {error}", file=sys.stderr)
 
 
 def draw() -> bool:

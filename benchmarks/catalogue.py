@@ -7,9 +7,19 @@ from benchmarks.figure import Figure, Target
 from benchmarks.figures import flow, growth, working
 from benchmarks.figures.accept import Shape, accept
 from benchmarks.figures.embedded import embedded
+from benchmarks.figures.memory import memory
 from benchmarks.figures.sustained import sustained
 from benchmarks.references import limits, mean_latency, peers
-from benchmarks.shapes import GITHUB, MEDIUM, STREAM, STREAMS, UNARY
+from benchmarks.shapes import (
+    GITHUB,
+    GITHUB_64,
+    KEYED_STREAM,
+    KEYED_UNARY,
+    MEDIUM,
+    STREAM,
+    STREAMS,
+    UNARY,
+)
 
 _RATE, _MS = "events/s", "ms"
 _MILLION = 1_000_000
@@ -21,6 +31,7 @@ def figures() -> list[Figure]:
     """Return all of them; nothing is measured yet."""
     return [
         *_accept(),
+        *_keyed(),
         *_work(),
         *_flow(),
         *_latency(),
@@ -45,6 +56,12 @@ def _accept() -> list[Figure]:
         _accepted("stream_100_x16", STREAMS[16], "copy_1000"),
         _accepted("stream_100_x64", STREAMS[64], "copy_1000", key=True),
         _detail("memory_64_streams", "MB", "stream_100_x64", "server_rss_mb", Target(most=200)),
+        Figure(
+            name="memory_64_streams_github",
+            unit="MB",
+            probe=partial(memory, shape=GITHUB_64),
+            most_runs=_FEW_RUNS,
+        ),
         _accepted("stream_medium", MEDIUM, "copy_medium"),
         _accepted("stream_github", GITHUB, "copy_github", Target(least_ratio=0.80)),
         _detail(
@@ -63,6 +80,44 @@ def _accept() -> list[Figure]:
         _accepted("unary_64", UNARY[64], "noop_unary_64", Target(least_ratio=0.65)),
         _accepted("unary_256", UNARY[256], "noop_unary_256"),
     ]  # fmt: skip
+
+
+def _keyed() -> list[Figure]:
+    """Return what events with keys cost: beside the limits of those without, and beside those."""
+    unary_1 = Figure(
+        name="unary_1_keyed",
+        unit=_MS,
+        probe=mean_latency(partial(accept, shape=KEYED_UNARY[1])),
+        limits=("noop_unary_1", "insert_1"),
+    )
+    end_to_end = Figure(
+        name="end_to_end_keyed",
+        unit=_RATE,
+        probe=partial(flow.end_to_end, keyed=True),
+        limits=("end_to_end",),
+        key=True,
+    )
+    found = []
+    for figure, plain, detail in (
+        (_accepted("stream_100_keyed", KEYED_STREAM[100], "copy_1000", key=True),
+         "stream_100", "events_per_s"),
+        (_accepted("stream_1_keyed", KEYED_STREAM[1], "noop_stream_1"), "stream_1", "events_per_s"),
+        (unary_1, "unary_1", "mean_ms"),
+        (_accepted("unary_64_keyed", KEYED_UNARY[64], "noop_unary_64"),
+         "unary_64", "events_per_s"),
+    ):  # fmt: skip
+        found += [
+            figure,
+            _detail(
+                f"{figure.name}_by_plain", figure.unit, figure.name, detail, None, limit=plain,
+                key=figure.key,
+            ),
+        ]  # fmt: skip
+    cpu = _detail(
+        "cpu_per_million_keyed", "CPU s", "end_to_end_keyed", "cpu_all_s_per_million", None,
+        limit="cpu_per_million",
+    )  # fmt: skip
+    return [*found, end_to_end, cpu]
 
 
 def _work() -> list[Figure]:

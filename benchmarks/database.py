@@ -76,10 +76,11 @@ class Database:
         return Counters(wal_bytes=int(wal), transactions=int(transactions))
 
     def disk_bytes(self) -> int:
-        """Return the size of all event partitions with their indexes and TOAST."""
+        """Return the size of all event partitions and of the keys, with indexes and TOAST."""
         total = self.query(
-            "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits"
-            " WHERE inhparent = 'events'::regclass"
+            "SELECT sum(pg_total_relation_size(inhrelid))"
+            " + pg_total_relation_size('idempotency_keys')"
+            " FROM pg_inherits WHERE inhparent = 'events'::regclass"
         )
         return int(total[0][0])
 

@@ -30,6 +30,11 @@ class Target:
             return f"<= limit + {self.most_above:g}"
         return f">= {self.least:g}" if self.least is not None else f"<= {self.most:g}"
 
+    @property
+    def needs_limit(self) -> bool:
+        """Whether it is told by a figure's limit, and no better than that was measured."""
+        return self.least is None and self.most is None
+
     def is_met(self, value: float, limit: float | None) -> bool:
         """Tell whether a value reaches it."""
         if self.least_ratio is not None:
@@ -61,6 +66,10 @@ class Figure:
     most_runs: int = 100
 
 
+#: What others may use of the machine before and during a measurement, the kernel included.
+_QUIET_PERCENT = 10
+
+
 @dataclass(slots=True, kw_only=True)
 class Measured:
     """A figure with the samples of all its runs."""
@@ -79,6 +88,11 @@ class Measured:
             self.samples.append(Sample(value=source.detail[name]))
 
     @property
+    def noisy(self) -> bool:
+        """Whether others used so much of the machine in one of the runs that it is in doubt."""
+        return any(percent > _QUIET_PERCENT for percent in (*self.busy_before, *self.busy_during))
+
+    @property
     def value(self) -> float:
         """The median."""
         return median(sample.value for sample in self.samples)
@@ -86,7 +100,12 @@ class Measured:
     @property
     def faults(self) -> list[str]:
         """Everything lost, doubled or stuck in any run."""
-        return [fault for sample in self.samples for fault in sample.faults]
+        return [fault for sample in self.samples for fault in sample.faults or ()]
+
+    @property
+    def checked(self) -> bool:
+        """Whether what was sent was compared with what was stored."""
+        return any(sample.faults is not None for sample in self.samples)
 
     def detail(self) -> dict[str, float]:
         """Return the medians of what else was seen."""
@@ -95,8 +114,8 @@ class Measured:
             name: median(s.detail[name] for s in self.samples if name in s.detail) for name in names
         }
 
-    def as_json(self, limit: float | None) -> dict[str, Any]:
-        """Return the line of the results file."""
+    def as_json(self, limit: float | None, *, doubtful: bool) -> dict[str, Any]:
+        """Return the line of the results file; in doubt nobody knows whether a target is met."""
         figure, values = self.figure, [sample.value for sample in self.samples]
         return {
             "name": figure.name,
@@ -110,9 +129,13 @@ class Measured:
             "runs": len(values),
             "failed": self.failed,
             "target": str(figure.target) if figure.target else None,
-            "met": figure.target.is_met(self.value, limit) if figure.target else None,
+            "met": None
+            if doubtful or not figure.target
+            else figure.target.is_met(self.value, limit),
+            "doubtful": doubtful,
             "busy_before_percent": _worst(self.busy_before),
             "busy_during_percent": _worst(self.busy_during),
+            "checked": self.checked,
             "faults": self.faults,
             "detail": self.detail(),
         }

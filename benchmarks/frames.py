@@ -1,11 +1,13 @@
 """Requests as bytes: length-prefixed gRPC frames, which h2load posts as they are."""
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from google.protobuf.message import Message
 
 from benchmarks.corpus import Corpus
+from ingest.v1.event_pb2 import EventInput
 from ingest.v1.ingest_service_pb2 import StreamEventsRequest, SubmitEventRequest
 
 SUBMIT = "/ingest.v1.IngestService/SubmitEvent"
@@ -22,15 +24,24 @@ def frame(message: Message) -> bytes:
 
 def submit_body(corpus: Corpus) -> bytes:
     """Return the body of one SubmitEvent."""
-    return frame(SubmitEventRequest(event=corpus.events[0]))
+    return submit_frame(corpus.events[0])
+
+
+def submit_frame(event: EventInput) -> bytes:
+    """Return the body of one SubmitEvent of this event."""
+    return frame(SubmitEventRequest(event=event))
 
 
 def stream_body(corpus: Corpus, *, events: int, per_message: int) -> bytes:
     """Return the body of one StreamEvents that holds `events` events."""
-    source = list(corpus.cycle(events))
+    return events_body(list(corpus.cycle(events)), per_message=per_message)
+
+
+def events_body(events: Sequence[EventInput], *, per_message: int) -> bytes:
+    """Return the body of one StreamEvents of these events."""
     return b"".join(
-        frame(StreamEventsRequest(events=source[start : start + per_message]))
-        for start in range(0, events, per_message)
+        frame(StreamEventsRequest(events=events[start : start + per_message]))
+        for start in range(0, len(events), per_message)
     )
 
 

@@ -9,14 +9,16 @@ from benchmarks.figure import Measured
 
 RESULTS = Path(__file__).parent / "results" / "latest.jsonl"
 QUICK_RESULTS = RESULTS.with_name("quick.jsonl")
-#: What others may use of the machine before and during a measurement, the kernel included.
-_QUIET_PERCENT = 10
 _HEAD = ("figure", "value", "min", "max", "unit", "limit", "ratio", "target", "met")
 
 
 def lines(measured: Mapping[str, Measured]) -> list[dict[str, Any]]:
     """Return one object for each figure, beside the limits measured in the same run."""
-    return [m.as_json(_limit(m, measured)) for m in measured.values() if m.samples]
+    return [
+        m.as_json(_limit(m, measured), doubtful=_is_doubtful(m, measured))
+        for m in measured.values()
+        if m.samples
+    ]
 
 
 def write(found: Sequence[Mapping[str, Any]], file: Path = RESULTS) -> None:
@@ -55,18 +57,16 @@ def correctness(found: Sequence[Mapping[str, Any]], missing: Sequence[str] = ())
     faults = [f"{line['name']}: {fault}" for line in found for fault in line["faults"]]
     faults += [f"{line['name']}: {line['failed']} runs failed" for line in found if line["failed"]]
     faults += [f"NOT MEASURED: {name}" for name in missing]
-    return "correctness: " + ("; ".join(faults) or "lost 0, doubled 0, altered 0, stuck 0")
+    checked = sum(line["checked"] for line in found)
+    good = "lost 0, doubled 0, altered 0, stuck 0" if checked else "nothing was checked"
+    return "correctness: " + ("; ".join(faults) or good)
 
 
 def quietness(found: Sequence[Mapping[str, Any]]) -> str:
     """Return the line on what else ran on the machine."""
     when = ("before", "during")
     worst = {w: max((line[f"busy_{w}_percent"] or 0 for line in found), default=0) for w in when}
-    noisy = [
-        line["name"]
-        for line in found
-        if any((line[f"busy_{w}_percent"] or 0) > _QUIET_PERCENT for w in when)
-    ]
+    noisy = [line["name"] for line in found if line["doubtful"]]
     verdict = f"NOT QUIET, which puts in doubt: {', '.join(noisy)}" if noisy else "quiet"
     return (
         f"machine: {verdict} (others used up to {worst['before']:.0f} % of all cores before a"
@@ -79,6 +79,15 @@ def _busy(line: Mapping[str, Any]) -> dict[str, float]:
     return {} if busy is None else {"others_percent": busy}
 
 
+def _is_doubtful(one: Measured, measured: Mapping[str, Measured]) -> bool:
+    """Whether a figure, what it is a detail of, or the limit of its target was taken amid noise."""
+    target = one.figure.target
+    beside = one.figure.limits if target and target.needs_limit else ()
+    return one.noisy or any(
+        _is_doubtful(measured[name], measured) for name in (*(one.figure.of or ())[:1], *beside)
+    )
+
+
 def _limit(one: Measured, measured: Mapping[str, Measured]) -> float | None:
     names = one.figure.limits
     if not names or not all(measured[name].samples for name in names):
@@ -88,7 +97,7 @@ def _limit(one: Measured, measured: Mapping[str, Measured]) -> float | None:
 
 def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
     limit = "" if line["limit"] is None else f"{_number(line['limit'])} {line['limit_name']}"
-    met = {None: "", True: "yes", False: "NO"}[line["met"]]
+    met = {None: "?", True: "yes", False: "NO"}[line["met"]] if line["target"] else ""
     return (
         line["name"],
         *(_number(line[key]) for key in ("value", "min", "max")),

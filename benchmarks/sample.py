@@ -10,8 +10,9 @@ class Sample:
 
     value: float
     detail: dict[str, float] = field(default_factory=dict)
-    #: What must be nought: events lost, doubled or stuck. Empty when all is well.
-    faults: tuple[str, ...] = ()
+    #: What must be nought: events lost, doubled or stuck. Empty when all is well, None when there
+    #: was nothing to check.
+    faults: tuple[str, ...] | None = None
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

@@ -28,6 +28,11 @@ FROM sent FULL JOIN stored USING (type, source, payload)
 _TWICE = """
 SELECT count(*) FROM (SELECT FROM events GROUP BY id HAVING count(*) > 1) AS twice
 """
+# Each key must name an event of its own that is there.
+_KEYS = """
+SELECT count(*), count(DISTINCT e.id)
+FROM idempotency_keys k LEFT JOIN events e ON e.user_id = k.user_id AND e.id = k.event_id
+"""
 _TOUCHED = "SELECT count(*) FROM events WHERE status <> 1 OR attempts <> 0"
 
 
@@ -37,21 +42,26 @@ class Sent:
     def __init__(self) -> None:
         """Begin with nothing."""
         self._times: Counter[tuple[str, int]] = Counter()
+        self._keys = 0
 
-    def note(self, source: Corpus, events: int, *, times: int = 1) -> None:
+    def note(self, source: Corpus, events: int, *, times: int = 1, keyed: bool = False) -> None:
         """Note `times` bodies, each of the first `events` events that the corpus's cycle yields."""
+        self._keys += events * times * keyed
         rounds, rest = divmod(events, len(source.events))
         for index in range(len(source.events)):
             self._times[source.name, index] += times * (rounds + (index < rest))
 
-    def faults(self, database: Database, *, worker: Process | None = None) -> tuple[str, ...]:
+    def faults(
+        self, database: Database, *, worker: Process | None = None, refused: int = 0
+    ) -> tuple[str, ...]:
         """Compare the rows with what was sent; one text for each thing that is wrong.
 
         With a worker every event must be final, and the worker must have made it so exactly once;
-        without one nothing may have touched the events.
+        without one nothing may have touched the events. So many as are known to be refused may
+        lack.
         """
         total = self._times.total()
-        found = list(database.faults(total, processed=worker is not None))
+        found = list(database.faults(total - refused, processed=worker is not None))
         sent = [(corpus(name).events[index], times) for (name, index), times in self._times.items()]
         lacking, surplus = database.query(
             _COMPARED,
@@ -62,10 +72,13 @@ class Sent:
                 [times for _, times in sent],
             ),
         )[0]
-        if lacking or surplus:
+        if lacking > refused or surplus:
             found.append(f"not as sent: {lacking} events lack, {surplus} are too many or altered")
         if twice := database.query(_TWICE)[0][0]:
             found.append(f"ids used twice: {twice}")
+        keys, named = database.query(_KEYS)[0]
+        if not keys == named == self._keys:
+            found.append(f"{self._keys} keys sent, {keys} stored, which name {named} events")
         if worker is None:
             if touched := database.query(_TOUCHED)[0][0]:
                 found.append(f"touched with no worker: {touched}")

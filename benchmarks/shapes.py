@@ -1,5 +1,7 @@
 """The loads of closed loop, by their names in the report."""
 
+from dataclasses import replace
+
 from benchmarks.figures.accept import Shape
 
 UNARY = {
@@ -14,5 +16,10 @@ STREAM = {
 }
 #: A hundred small events a message, by open streams.
 STREAMS = {n: Shape(in_flight=n, per_message=100, events=240_000) for n in (1, 16, 64)}
+KEYED_STREAM = {
+    n: replace(STREAM[n], events=events, keyed=True) for n, events in ((1, 60_000), (100, 120_000))
+}
+KEYED_UNARY = {n: replace(UNARY[n], keyed=True) for n in (1, 64)}
 MEDIUM = Shape(corpus="medium", in_flight=4, per_message=50, events=80_000)
 GITHUB = Shape(corpus="github", in_flight=4, per_message=20, events=24_000)
+GITHUB_64 = Shape(corpus="github", in_flight=64, per_message=20, events=25_600)

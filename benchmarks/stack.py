@@ -15,6 +15,7 @@ import redis
 from psycopg2 import sql
 
 from benchmarks.database import Database
+from benchmarks.keyed import Keys
 from benchmarks.sent import Sent
 from benchmarks.usage import CpuMeter
 from eventstore import migrations
@@ -48,6 +49,8 @@ class Server:
     headers: tuple[str, ...]
     #: What the probes have sent to it so far.
     sent: Sent = field(default_factory=Sent)
+    #: Of the events that have one.
+    keys: Keys = field(default_factory=Keys)
 
     def url(self, path: str) -> str:
         """Return the URL that h2load posts to."""

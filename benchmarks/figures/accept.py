@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from benchmarks import keyed
 from benchmarks.corpus import corpus
 from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body, write_body
 from benchmarks.h2load import Load, post
@@ -24,6 +25,8 @@ class Shape:
     per_message: int = 0
     #: All events of a run.
     events: int
+    #: Whether each event has an idempotency key of its own.
+    keyed: bool = False
 
     @property
     def connections(self) -> int:
@@ -37,6 +40,8 @@ class Shape:
     def send(self, bench: Bench, server: Server, events: int) -> Load:
         """Post about so many events; `events_in` tells how many they are."""
         events, source = self.events_in(events), corpus(self.corpus)
+        if self.keyed:
+            return self._send_keyed(server, bench, events)
         if self.per_message:
             path, requests, share = STREAM, self.in_flight, events // self.in_flight
             body = stream_body(source, events=share, per_message=self.per_message)
@@ -49,6 +54,32 @@ class Shape:
             write_body(bench.folder, body),
             bench.folder,
             requests=requests,
+            connections=self.connections,
+            in_flight=self.in_flight // self.connections,
+            headers=server.headers,
+        )
+
+    def _send_keyed(self, server: Server, bench: Bench, events: int) -> Load:
+        source = corpus(self.corpus)
+        if self.per_message:
+            share = events // self.in_flight
+            server.sent.note(source, share, times=self.in_flight, keyed=True)
+            return keyed.send_streams(
+                server.url(STREAM),
+                source,
+                server.keys,
+                bench.folder,
+                streams=self.in_flight,
+                share=share,
+                per_message=self.per_message,
+                headers=server.headers,
+            )
+        server.sent.note(source, events, keyed=True)
+        return keyed.send_unary(
+            server.address,
+            source,
+            server.keys,
+            calls=events,
             connections=self.connections,
             in_flight=self.in_flight // self.connections,
             headers=server.headers,
@@ -83,8 +114,15 @@ def accept(bench: Bench, shape: Shape, *, processes: int = 1) -> Sample:
         return Sample(value=value, detail=detail, faults=server.sent.faults(database))
 
 
+class NotServedError(Exception):
+    """The no-op server refused calls, so that its rate is no limit."""
+
+
 def noop(bench: Bench, shape: Shape) -> Sample:
-    """Return events per second of the no-op server under the same load."""
+    """Return events per second of the no-op server under the same load.
+
+    Raises NotServedError unless it has served every event: h2load takes a refusal for an answer.
+    """
     shape = shape.sized(bench)
     with bench.processes() as started:
         command = (bench.python, "-m", "benchmarks.limits.noop_server")
@@ -93,7 +131,13 @@ def noop(bench: Bench, shape: Shape) -> Sample:
         meter, loop = bench.cpu(server=server.process), loop_seconds(server.process.pid)
         load = shape.send(bench, server, shape.events)
         loop, cpu = loop_seconds(server.process.pid) - loop, meter.stop()
+        server.process.terminate()
+        server.process.wait()
+        said = server.process.stderr()
     sent = shape.events_in(shape.events)
+    expected = shape.events_in(shape.events // 10) + sent
+    if f"events_served {expected}\n" not in said:
+        raise NotServedError(f"not the {expected} events that were sent:\n{said}")
     cpu = {"server": cpu["server"], "server_loop": loop, "client": load.cpu_seconds}
     return Sample(
         value=sent / load.seconds,

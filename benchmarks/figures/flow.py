@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from benchmarks import open_loop
 from benchmarks.corpus import corpus
@@ -46,13 +47,16 @@ def everything(
         yield database, server, worker
 
 
-def end_to_end(bench: Bench, *, servers: int = 1, workers: int | None = None) -> Sample:
+def end_to_end(
+    bench: Bench, *, servers: int = 1, workers: int | None = None, keyed: bool = False
+) -> Sample:
     """Return events/s from the first one received to the last one processed, closed loop."""
-    events = _SHAPE.events_in(bench.size(_SHAPE.events, _SHAPE.events // 3))
+    shape = replace(_SHAPE, keyed=keyed)
+    events = shape.events_in(bench.size(shape.events, shape.events // 3))
     with everything(bench, servers=servers, workers=workers) as (database, server, worker):
         since, counters = database.now(), database.counters()
         meter = bench.cpu(server=server.process, worker=worker)
-        load = _SHAPE.send(bench, server, events)
+        load = shape.send(bench, server, events)
         backlog = database.pending()
         drain(database)
         cpu = {name: s / events * 1e6 for name, s in meter.stop().items()}

@@ -42,12 +42,17 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
 
 class NoopServicer(ingest_service_pb2_grpc.IngestServiceServicer):
-    """Answers at once and stores nothing."""
+    """Answers at once and stores nothing; counts the events, so that refused calls show."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.events = 0
 
     async def SubmitEvent(  # noqa: N802  # the names of calls are those of the contract
         self, request: pb.SubmitEventRequest, context: Any
     ) -> pb.SubmitEventResponse:
-        """Answer."""
+        """Count the event and answer."""
+        self.events += 1
         return pb.SubmitEventResponse()
 
     async def StreamEvents(  # noqa: N802
@@ -57,6 +62,7 @@ class NoopServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         received = 0
         async for message in request_iterator:
             received += len(message.events)
+        self.events += received
         return pb.StreamEventsResponse(received=received, accepted=received)
 
 
@@ -64,10 +70,8 @@ async def _serve() -> None:
     settings = Settings.load()
     check = TokenCheck(TokenVerifier(settings, build_key_source(settings), Revocations(None)))
     server = grpc.aio.server(interceptors=[check], options=list(_OPTIONS))
-    ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(
-        NoopServicer(),  # type: ignore[abstract]  # the other calls are not made
-        server,
-    )
+    servicer = NoopServicer()  # type: ignore[abstract]  # the other calls are not made
+    ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)
     server.add_insecure_port(settings.listen)
     await server.start()
     print("server_started", file=sys.stderr, flush=True)
@@ -75,6 +79,7 @@ async def _serve() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     await told.wait()
     await server.stop(0)
+    print(f"events_served {servicer.events}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
