@@ -5,13 +5,13 @@ the values are UUIDs or numbers, because one long string binds faster than a lis
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from eventstore.lookups import array, lookups
 from eventstore.values import EventKey, EventStatus, Finished, NewEvent, PendingEvent
 
 _COPY_COLUMNS = (
@@ -29,7 +29,7 @@ _COPY_PIECE = 1 << 20
 class _Prepared(NamedTuple):
     """A statement that each connection parses and plans once: a fifth of the time of a large one.
 
-    The first four parameters of those that look rows up are those of a `_Lookup`.
+    The first four parameters of those that look rows up are those of a `Lookup`.
     """
 
     name: str
@@ -130,13 +130,6 @@ FROM events e
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4
 """)  # fmt: skip
 
-#: The primary key is searched for each pair of a user and an id, of which most do not exist when
-#: the users are many; so a statement gets no more pairs than it can search in about 2 ms.
-_MOST_PAIRS = 4_096
-#: Milliseconds between two ids from which on they are looked up apart, so that the range of the ids
-#: of a statement is never much more than they are.
-_GAP_MS = 50
-
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
     """Write the rows with one COPY inside the connection's transaction, and one alone without.
@@ -189,11 +182,11 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[s
         return set()
     times = {row.received_at: f'"{row.received_at}"' for row in rows}
     arrays = (
-        _array(row.user_id for row in rows),
+        array(row.user_id for row in rows),
         _text_array([row.idempotency_key for row in rows]),
-        _array(row.id for row in rows),
-        _array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
-        _array(times[row.received_at] for row in rows),
+        array(row.id for row in rows),
+        array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
+        array(times[row.received_at] for row in rows),
     )
     written = {found for (found,) in _INSERT_KEYS.run(connection, arrays)}
     return {(row.user_id, row.idempotency_key) for row in rows if row.id in written}
@@ -203,7 +196,7 @@ def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey,
     """Return the status of those events that exist."""
     return {
         EventKey(row[0], row[1]): EventStatus(row[2])
-        for lookup in _lookups(keys)
+        for lookup in lookups(keys)
         for row in _STATUSES.run(connection, lookup.arguments)
     }
 
@@ -212,7 +205,7 @@ def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEve
     """Return the rows that wait for their first delivery; others are left out."""
     return [
         PendingEvent(EventKey(user_id, event_id), type_, payload, attempts, email)
-        for lookup in _lookups(keys)
+        for lookup in lookups(keys)
         for user_id, event_id, type_, payload, attempts, email in _WAITING.run(
             connection, lookup.arguments
         ).all()
@@ -225,7 +218,7 @@ def lease(
     """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
     return [
         PendingEvent(EventKey(row[0], row[1]), *row[2:])
-        for lookup in _lookups(keys)
+        for lookup in lookups(keys)
         for row in _LEASE.run(connection, (*lookup.arguments, token, seconds, attempts))
     ]
 
@@ -234,13 +227,13 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
     """Write final states to rows that are PENDING under this token; returns how many were."""
     by_id = {result.key.id: result for result in results}
     written = 0
-    for lookup in _lookups([result.key for result in results]):
+    for lookup in lookups([result.key for result in results]):
         part = [by_id[event_id] for event_id in lookup.ids]
         written += _FINISH.run(
             connection,
             (
                 *lookup.arguments,
-                _array(str(int(result.status)) for result in part),
+                array(str(int(result.status)) for result in part),
                 # One JSON text: five hundred parameters would take longer to parse.
                 "[" + ",".join(result.properties or "null" for result in part) + "]",
                 [result.error for result in part] if any(r.error for r in part) else "{}",
@@ -252,7 +245,7 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
 
 def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
     """Take the rows from whoever held them, and leave them alone for `seconds`."""
-    for lookup in _lookups(keys):
+    for lookup in lookups(keys):
         _END_LEASES.run(connection, (*lookup.arguments, seconds))
 
 
@@ -272,50 +265,7 @@ def _insert_one(connection: Connection, statement: _Prepared, values: Sequence[A
         return int(cursor.rowcount)
 
 
-class _Lookup:
-    """Some users and some of their ids, close together in time: what one statement looks up."""
-
-    def __init__(self, users: Iterable[str], ids: Sequence[str]) -> None:
-        self.ids = ids
-        #: The users, the ids, the smallest and the largest id.
-        self.arguments = (_array(users), _array(ids), ids[0], ids[-1])
-
-
-def _lookups(keys: Sequence[EventKey]) -> Iterator[_Lookup]:
-    """Split keys into statements; mostly it is one."""
-    if not keys:
-        return
-    ordered = sorted(keys, key=itemgetter(1))
-    users = dict.fromkeys(key[0] for key in ordered)
-    took = _unix_ms(ordered[-1][1]) - _unix_ms(ordered[0][1])
-    if took <= _GAP_MS and len(users) * len(ordered) < _MOST_PAIRS:
-        # One commit's keys, as most messages have them.
-        yield _Lookup(users, [key[1] for key in ordered])
-        return
-    users = {}
-    ids: list[str] = []
-    last = 0
-    for user_id, event_id in ordered:
-        at = _unix_ms(event_id)
-        if ids and (at - last > _GAP_MS or len(users) * len(ids) >= _MOST_PAIRS > len(ids)):
-            yield _Lookup(users, ids)
-            users, ids = {}, []
-        last = at
-        users[user_id] = None
-        ids.append(event_id)
-    yield _Lookup(users, ids)
-
-
-def _unix_ms(event_id: str) -> int:
-    """Return the time in the first 48 bits of a UUID version 7."""
-    return int(event_id[:8] + event_id[9:13], 16)
-
-
 def _text_array(texts: Iterable[str]) -> str:
     """Return texts as the literal of an array; they hold no control characters."""
     escaped = _NULL.join(texts).replace("\\", "\\\\").replace('"', '\\"')
     return '{"' + escaped.replace(_NULL, '","') + '"}'
-
-
-def _array(values: Iterable[str]) -> str:
-    return "{" + ",".join(values) + "}"
