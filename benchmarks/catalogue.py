@@ -125,10 +125,16 @@ def _work() -> list[Figure]:
         Figure(
             name="worker_500",
             unit=_RATE,
-            probe=partial(working.work, rows=200_000, group=500, processes=1),
+            probe=partial(working.work, rows=200_000, group=500, processes=None),
             limits=("stamp_500",),
             target=Target(least_ratio=0.70),
             key=True,
+        ),
+        Figure(
+            name="worker_500_x1",
+            unit=_RATE,
+            probe=partial(working.work, rows=200_000, group=500, processes=1),
+            limits=("stamp_500",),
         ),
         Figure(name="recover", unit=_RATE, probe=partial(growth.recover, rows=100_000)),
     ]
@@ -178,9 +184,18 @@ def _latency() -> list[Figure]:
             target=Target(most=100),
             key=True,
         ),
-        Figure(name="latency_80", unit=_MS, probe=partial(flow.at_load, share=0.8)),
-        Figure(name="unary_p99_50", unit=_MS, probe=partial(flow.unary_at_load, share=0.5)),
-        Figure(name="unary_p99_80", unit=_MS, probe=partial(flow.unary_at_load, share=0.8)),
+        Figure(
+            name="latency_80", unit=_MS, probe=partial(flow.at_load, share=0.8),
+            most_runs=_FEW_RUNS,
+        ),
+        Figure(
+            name="unary_p99_50", unit=_MS, probe=partial(flow.unary_at_load, share=0.5),
+            most_runs=_FEW_RUNS,
+        ),
+        Figure(
+            name="unary_p99_80", unit=_MS, probe=partial(flow.unary_at_load, share=0.8),
+            most_runs=_FEW_RUNS,
+        ),
     ]  # fmt: skip
 
 

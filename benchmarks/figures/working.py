@@ -16,8 +16,11 @@ _WARM = 0.1
 _EVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def work(bench: Bench, *, rows: int, group: int, processes: int) -> Sample:
-    """Return processed events/s of so many worker processes, by the rows' own times."""
+def work(bench: Bench, *, rows: int, group: int, processes: int | None) -> Sample:
+    """Return processed events/s of so many worker processes, by the rows' own times.
+
+    None leaves their number to the product.
+    """
     rows = bench.size(rows, rows // 2)
     with bench.database() as database:
         fill.fill(database, rows, pending=True)
