@@ -29,6 +29,7 @@ class Keys:
 
     def __init__(self) -> None:
         """Begin with the first."""
+        self._number = 0
         self._bits = random.Random(_SEED)  # noqa: S311  # the same keys each time
 
     def give(self, events: Iterable[EventInput]) -> Iterator[EventInput]:
@@ -36,7 +37,10 @@ class Keys:
         for event in events:
             keyed = EventInput()
             keyed.CopyFrom(event)
-            keyed.idempotency_key = str(uuid.UUID(int=self._bits.getrandbits(128), version=4))
+            self._number += 1
+            random_bits = self._bits.getrandbits(62)
+            version_7 = self._number << 80 | 0x7 << 76 | 0b10 << 62 | random_bits
+            keyed.idempotency_key = str(uuid.UUID(int=version_7))
             yield keyed
 
 

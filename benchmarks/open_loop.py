@@ -108,6 +108,8 @@ def _run_streams(
 
 
 def _run(connections: Sequence[Connection], body: bytes, times: Sequence[float]) -> OpenLoad:
+    if not all(connection.ready(len(body)) for connection in connections):
+        raise NoAnswerError(f"a body of {len(body)} bytes never fits the server's window")
     by_socket = {connection.socket: connection for connection in connections}
     due: dict[tuple[Connection, int], float] = {}
     latencies, lateness = [], []

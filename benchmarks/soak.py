@@ -33,7 +33,7 @@ _LATEST = """
 SELECT percentile_disc(ARRAY[0.5, 0.99]) WITHIN GROUP (ORDER BY processed_at - received_at)
 FROM events
 WHERE user_id = (SELECT id FROM users LIMIT 1) AND processed_at IS NOT NULL
-  AND id > (lpad(to_hex((extract(epoch FROM clock_timestamp() - interval '5 s') * 1000)::bigint),
+  AND id > (lpad(to_hex(((extract(epoch FROM statement_timestamp()) - 5) * 1000)::bigint),
                  12, '0') || repeat('0', 20))::uuid
 """
 _DEAD = """

@@ -12,7 +12,7 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 def cpu_seconds(root: int) -> float:
     """Return the CPU time so far of a process, its descendants, and those already reaped."""
-    return _TICK * sum(_ticks(pid) for pid in _tree(root))
+    return _TICK * sum(_ticks(pid) for pid in tree(root))
 
 
 def loop_seconds(pid: int) -> float:
@@ -20,14 +20,20 @@ def loop_seconds(pid: int) -> float:
     return _TICK * sum(_fields(Path(f"/proc/{pid}/task/{pid}/stat"))[:2])
 
 
+def thread_seconds(pid: int) -> dict[int, float]:
+    """Return the CPU time so far of each thread of a process."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {int(task.name): _TICK * sum(_fields(task / "stat")[:2]) for task in tasks}
+
+
 def peak_rss_mb(root: int) -> float:
     """Return the sum of the largest resident sizes that the processes of a tree ever had."""
-    return sum(_status_kb(pid, "VmHWM") for pid in _tree(root)) / 1024
+    return sum(_status_kb(pid, "VmHWM") for pid in tree(root)) / 1024
 
 
 def rss_mb(root: int) -> float:
     """Return the sum of the resident sizes of the processes of a tree."""
-    return sum(_status_kb(pid, "VmRSS") for pid in _tree(root)) / 1024
+    return sum(_status_kb(pid, "VmRSS") for pid in tree(root)) / 1024
 
 
 def adopt_orphans() -> None:
@@ -52,7 +58,8 @@ class CpuMeter:
         return {name: sum(map(cpu_seconds, pids)) for name, pids in self._roots.items()}
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
+    """Return a process and all that it started, as far as they have not ended."""
     found = [root]
     for pid in found:
         try:

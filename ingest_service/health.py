@@ -50,6 +50,15 @@ class Statuses(health_pb2_grpc.HealthServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND)
         return health_pb2.HealthCheckResponse(status=self._known[request.service])
 
+    async def List(self, request: object, context: Context) -> Any:  # noqa: N802
+        """Answer every status."""
+        return health_pb2.HealthListResponse(  # type: ignore[attr-defined]  # not in the stubs yet
+            statuses={
+                service: health_pb2.HealthCheckResponse(status=status)
+                for service, status in self._known.items()
+            }
+        )
+
     async def Watch(  # noqa: N802
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:

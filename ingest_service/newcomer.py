@@ -57,7 +57,8 @@ def as_embedded(settings: Settings) -> Settings:
     ):
         return settings
     more = {"database_url": f"sqlite:///{database_file(settings.data_dir)}"}
-    if settings.jwt_secret is None and secret_file(settings.data_dir).exists():
+    uses_secret = settings.jwt_algorithm == "HS256" and settings.jwt_secret is None
+    if uses_secret and secret_file(settings.data_dir).exists():
         more["jwt_secret"] = own_secret(settings.data_dir)
     return Settings.load(**more)
 

@@ -15,6 +15,7 @@ from ingest_service.errors import FieldInvalid, IdempotencyConflict, IngestError
 from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
+from ingest_service.wire import cut
 
 #: As the contract says.
 MAX_RECEIPTS = 10_000
@@ -87,16 +88,17 @@ class StreamIntake:
         """Take a message that takes long to decode, after those before it; raises IngestError."""
         while self._gathered or self._parsed:
             await self._advance()
-        events = await self._offload.run(parse_stream, [wire])
-        for start in range(0, len(events), _MOST_EVENTS):
-            some = events[start : start + _MOST_EVENTS]
-            rows, refused = await self._offload.run(self._decode, some)
-            await self._intake.room()
-            while len(self._under_way) >= _GROUPS_UNDER_WAY and self._failure is None:
-                await self._advance()
+        for piece in cut(wire, _MOST_EVENTS):
+            rows, refused = await self._offload.run(self._decode_piece, piece)
+            # Whoever else waits for the same may have been quicker: looked at again at the end.
+            while len(self._under_way) >= _GROUPS_UNDER_WAY or not self._intake.has_room:
+                if len(self._under_way) >= _GROUPS_UNDER_WAY:
+                    await self._advance()
+                else:
+                    await self._intake.room()
             if self._failure is not None:
                 raise self._failure
-            self._hand_in(rows, refused, len(wire) * len(some) // len(events))
+            self._hand_in(rows, refused, len(piece))
 
     async def wait(self) -> None:
         """Wait until the next message may be taken; raises what a commit raised."""
@@ -123,14 +125,16 @@ class StreamIntake:
 
     async def _advance(self) -> None:
         """Hand in what is gathered, or wait for a commit, or for the user's share of time."""
+        if self._failure is not None:
+            raise self._failure
         if self._overdrawn:
             await asyncio.sleep(min(self._overdrawn, _LONGEST_SLEEP))
             self._overdrawn = self._limits.submit_wait(self._user.id)
             return
-        if self._failure is None and not self._under_way:
+        if not self._under_way:
             await self._intake.room()
             self._submit()
-        if self._failure is None and self._under_way:
+        if self._under_way and self._failure is None:
             self._progress.clear()
             await self._progress.wait()
         else:
@@ -152,8 +156,11 @@ class StreamIntake:
             rows, refused = self._decode(some)
             self._hand_in(rows, refused, self._parsed_size * len(some) // len(self._parsed))
             self._handed_in += len(some)
+        elif self._parsed_size:
+            # Messages without an event cost their bytes all the same.
+            self._hand_in([], {}, self._parsed_size)
         if self._handed_in >= len(self._parsed):
-            self._parsed, self._handed_in = (), 0
+            self._parsed, self._handed_in, self._parsed_size = (), 0, 0
 
     def _next_events(self) -> Sequence[event_pb2.EventInput]:
         """Return the parsed events that come next, after parsing what is gathered."""
@@ -164,6 +171,9 @@ class StreamIntake:
         if len(self._parsed) <= _MOST_EVENTS:
             return self._parsed
         return self._parsed[self._handed_in : self._handed_in + _MOST_EVENTS]
+
+    def _decode_piece(self, piece: bytes) -> tuple[list[NewEvent], Refused]:
+        return self._decode(parse_stream([piece]))
 
     def _decode(self, events: Sequence[event_pb2.EventInput]) -> tuple[list[NewEvent], Refused]:
         return self._decoder.rows(
@@ -203,8 +213,10 @@ class StreamIntake:
                 self._failure = self._failure or error  # type: ignore[assignment]
             else:
                 self._add(group.rows, group.positions, group.answer.result())
-        self._submit()
-        self._progress.set()
+        try:
+            self._submit()
+        finally:
+            self._progress.set()
 
     def _add(self, rows: Sequence[NewEvent], positions: Sequence[int], verdicts: Verdicts) -> None:
         summary = self._summary

@@ -79,7 +79,6 @@ def sustained(bench: Bench, *, send: Callable[..., OpenLoad]) -> Sample:
                 "backlog_at_end_ms_of_load": round(1e3 * best.backlog / best.events_per_s),
                 "cpu_all_s_per_million": round(1e6 * best.cpu_seconds / best.events, 1),
                 **latency_detail(best.processed, "processed"),
-                **latency_detail(best.load.latencies, "accept"),
                 **latency_detail(best.load.lateness, "late"),
             }
         return Sample(

@@ -23,6 +23,8 @@ _ROUND = 40.0
 _SHORT_ROUND = 16.0
 _COMMIT = b"COMMIT\x00"
 _COPY = b"COPY events"
+_ALONE = b"EXECUTE ingest_keyed"
+_FINISH = b"EXECUTE ingest_finish"
 #: Threads that stay: what a thread has started ends with it (`tests.kit.processes.leash`).
 _LANES = ThreadPoolExecutor(2, thread_name_prefix="lane")
 
@@ -181,8 +183,13 @@ def _postgres_slow(rig: Rig, seconds: float) -> None:
 
 
 def _commit_unanswered(rig: Rig, _seconds: float) -> None:
-    for line in (rig.server_lines[0], rig.worker_lines[0]):
-        trap = line.database.trap(_COMMIT, Point.AFTER, first=_COPY)
+    for line, pattern, first in (
+        (rig.server_lines[0], _COMMIT, _COPY),
+        (rig.server_lines[0], _ALONE, b""),
+        (rig.worker_lines[0], _COMMIT, _FINISH),
+    ):
+        trap = line.database.trap(pattern, Point.AFTER, first=first)
+        # Other faults of the storm may keep everybody from coming by.
         with suppress(AssertionError):
             trap.wait(1)
         trap.cut()

@@ -43,6 +43,16 @@ def test_a_service_that_is_not_here_is_not_found(service: Service) -> None:
     assert refused(health, service, "other.v1.Other").code is grpc.StatusCode.NOT_FOUND
 
 
+def test_all_that_is_known_is_listed(service: Service) -> None:
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+    call = service.channel.unary_unary("/grpc.health.v1.Health/List")
+    answer = health_pb2.HealthListResponse.FromString(call(b"", timeout=5))  # type: ignore[attr-defined]
+    names = health_pb2.HealthCheckResponse.ServingStatus.Name
+    assert {service: names(found.status) for service, found in answer.statuses.items()} == (
+        dict.fromkeys([*READY, "liveness"], "SERVING")
+    )
+
+
 def test_readiness_follows_the_database_and_comes_back_alone(
     postgres: Postgres, redis_url: str, start_service: Start
 ) -> None:

@@ -1,6 +1,7 @@
 """The intake with its two writers, straight against PostgreSQL."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
@@ -8,6 +9,7 @@ from datetime import UTC, datetime
 import psycopg2
 import pytest
 
+from eventstore import migrations
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.settings import Settings
@@ -20,13 +22,15 @@ USER = User(id="455b8390-491e-526d-b01a-c5f903b198f7", issuer="i", subject="s", 
 IDS = EventIds()
 
 
-def submission(events: int) -> Submission:
+def submission(events: int, *, keyed: bool = False) -> Submission:
     now = datetime.now(UTC)
-    ids = IDS.take(int(now.timestamp() * 1000), events)
     rows = [
-        NewEvent(USER.id, next(ids), "a", "", "", "", b"", now, now, "", "null")
-        for _ in range(events)
-    ]
+        NewEvent(
+            USER.id, event_id, "a", "", "", event_id if keyed else "", b"x" * 32 if keyed else b"",
+            now, now, "", "null",
+        )
+        for event_id in IDS.take(int(now.timestamp() * 1000), events)
+    ]  # fmt: skip
     return Submission(user=USER, events=rows, atomic=False, size=100 * events)
 
 
@@ -85,3 +89,24 @@ def test_an_intake_ends_whenever_it_is_told_to(database_url: str) -> None:
 
     for _ in range(30):
         asyncio.run(once())
+
+
+def test_a_connection_gathers_nothing_however_often_its_way_of_committing_changes(
+    database_url: str,
+) -> None:
+    """One event with a key commits itself, two of them need a transaction."""
+    migrations.upgrade(database_url)
+    engine = build_engine(database_url, name="test-intake", pool_size=1, keyed=True)
+    writer = Writer(engine, DatabaseClock(), grace_seconds=60)
+
+    def write(times: int) -> int:
+        for _ in range(times):
+            for events in (1, 2):
+                assert writer.write([submission(events, keyed=True)])[0] == [{}]
+        gc.collect()
+        return len(gc.get_objects())
+
+    before = write(100)
+    assert write(500) - before < 500
+    writer.disconnect()
+    engine.dispose()

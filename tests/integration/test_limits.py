@@ -119,6 +119,27 @@ def test_a_stream_beyond_the_share_is_slowed_and_nothing_of_it_is_lost(limited: 
     assert (summary.received, summary.accepted) == (40, 40)
 
 
+def test_messages_without_an_event_cost_their_bytes(limited: Service) -> None:
+    """Of a field that nobody knows, large ones and small ones: they wait like any others."""
+    greedy = limited.caller()
+    for size, count in ((150_000, 4), (30_000, 20)):
+        unknown = b"\xfa\x01" + varint(size)
+        began = time.monotonic()
+        answer = greedy.wire_stream([unknown + bytes(size)] * count)
+        assert pb.StreamEventsResponse.FromString(answer).received == 0
+        # The burst is two seconds' worth of 100 kB; the rest has to wait.
+        assert time.monotonic() - began >= 2
+
+
+def varint(value: int) -> bytes:
+    """Return a number as protobuf writes it."""
+    written = b""
+    while value >= 0x80:
+        written += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return written + bytes([value])
+
+
 def test_who_reads_too_much_is_refused(limited: Service) -> None:
     greedy = limited.caller()
     greedy.submit(event())
