@@ -14,6 +14,7 @@ from dramatiq.middleware import Middleware
 from sqlalchemy import Engine
 
 from eventstore.errors import TransientStorageError
+from eventstore.memory import bound_arenas
 from eventstore.settings import Settings
 from eventstore.values import EventKey
 from worker.broker import QUEUE, RECOVERY_QUEUE
@@ -60,6 +61,7 @@ class Runtime(Middleware):
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
         """Start what a worker process runs beside its actors."""
         # What is loaded now stays, and the rows of a message are no garbage before its end.
+        bound_arenas()
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GARBAGE)
