@@ -60,8 +60,8 @@ class Runtime(Middleware):
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
         """Start what a worker process runs beside its actors."""
-        # What is loaded now stays, and the rows of a message are no garbage before its end.
         bound_arenas()
+        # What is loaded now stays, and the rows of a message are no garbage before its end.
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GARBAGE)
