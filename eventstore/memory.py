@@ -1,18 +1,32 @@
-"""How a process that runs for months keeps its memory together."""
+"""How a process that runs for months keeps its memory together; all of it is glibc's."""
 
 import ctypes
+import threading
+import time
 from contextlib import suppress
 
 #: From <malloc.h>.
 _M_ARENA_MAX = -8
 _ARENAS = 2
+#: Seconds between two times that free memory is given back.
+_PAUSE = 30.0
 
 
-def bound_arenas() -> None:
-    """Have glibc's threads share two arenas; call this before there are many threads.
+def keep_together() -> None:
+    """Have threads share two arenas, and give back what is free now and then; starts a thread.
 
-    By default each thread may get one of its own, and what bursts leave behind in them is never
-    given back. Other C libraries have no such setting, and need none.
+    By default each thread may get an arena of its own, and what a burst leaves behind in them is
+    kept: a process grows with each burst that is larger than all before. Other C libraries have
+    nothing of this, and nothing is done there. Call this before there are many threads.
     """
+    libc = ctypes.CDLL(None)
     with suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS)
+        libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        libc.malloc_trim(0)
+        threading.Thread(target=_give_back, args=(libc,), name="memory", daemon=True).start()
+
+
+def _give_back(libc: ctypes.CDLL) -> None:
+    while True:
+        time.sleep(_PAUSE)
+        libc.malloc_trim(0)

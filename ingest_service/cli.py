@@ -257,9 +257,9 @@ def _run(start: Callable[[], object]) -> None:
     """Run a coroutine on uvloop; grpc reads twice as many stream messages with it."""
     import uvloop
 
-    from eventstore.memory import bound_arenas
+    from eventstore.memory import keep_together
 
-    bound_arenas()
+    keep_together()
     # What is loaded now stays: collecting garbage must not walk through it again and again.
     gc.collect()
     gc.freeze()

@@ -14,7 +14,7 @@ from dramatiq.middleware import Middleware
 from sqlalchemy import Engine
 
 from eventstore.errors import TransientStorageError
-from eventstore.memory import bound_arenas
+from eventstore.memory import keep_together
 from eventstore.settings import Settings
 from eventstore.values import EventKey
 from worker.broker import QUEUE, RECOVERY_QUEUE
@@ -60,7 +60,7 @@ class Runtime(Middleware):
 
     def after_process_boot(self, broker: dramatiq.Broker) -> None:
         """Start what a worker process runs beside its actors."""
-        bound_arenas()
+        keep_together()
         # What is loaded now stays, and the rows of a message are no garbage before its end.
         gc.collect()
         gc.freeze()
