@@ -155,11 +155,11 @@ def _flow() -> list[Figure]:
             limit="peer_end_to_end",
         ),
         Figure(
-            name="sustained", unit=_RATE, probe=partial(sustained, send=flow.send_messages),
+            name="sustained", unit=_RATE, probe=partial(sustained, open_streams=True),
             target=Target(least=40_000), most_runs=_FEW_RUNS,
         ),
         Figure(
-            name="sustained_calls", unit=_RATE, probe=partial(sustained, send=flow.send_streams),
+            name="sustained_calls", unit=_RATE, probe=partial(sustained, open_streams=False),
             most_runs=_FEW_RUNS,
         ),
         _detail(

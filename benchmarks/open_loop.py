@@ -42,27 +42,24 @@ class OpenLoad:
 
 
 def send(
-    address: str, path: str, body: bytes, *, rate: float, seconds: float, headers: Sequence[str]
+    address: str,
+    path: str,
+    body: bytes,
+    *,
+    rate: float,
+    seconds: float,
+    headers: Sequence[str],
+    open_streams: bool = False,
 ) -> OpenLoad:
-    """Post a body at `rate` requests a second on average, and await the answers."""
-    connections = [Connection(address, path, headers) for _ in range(_CONNECTIONS)]
-    try:
-        return _run(connections, body, _times(rate, seconds))
-    finally:
-        for connection in connections:
-            connection.close()
+    """Post a body at `rate` requests a second on average, and await the answers.
 
-
-def send_messages(
-    address: str, path: str, message: bytes, *, rate: float, seconds: float, headers: Sequence[str]
-) -> OpenLoad:
-    """Send a message `rate` times a second on average, over a few streams that stay open.
-
-    The server answers a stream at its end, so the latencies are those of the ends.
+    With `open_streams` the body is a message that goes over a few streams in turn; the server
+    answers a stream at its end, so the latencies are those of the ends.
     """
     connections = [Connection(address, path, headers) for _ in range(_CONNECTIONS)]
+    run = _run_streams if open_streams else _run
     try:
-        return _run_streams(connections, message, _times(rate, seconds))
+        return run(connections, body, _times(rate, seconds))
     finally:
         for connection in connections:
             connection.close()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import fill
 from benchmarks.figures.accept import Shape
-from benchmarks.figures.flow import drain, everything, highest, send_messages
+from benchmarks.figures.flow import drain, everything, highest, send_streams
 from benchmarks.figures.working import dispatch
 from benchmarks.shapes import GITHUB, STREAM, UNARY
 from benchmarks.stack import Bench, open_bench
@@ -101,7 +101,9 @@ def _together(bench: Bench) -> Iterator[tuple[str, int, Looked]]:
         rate = 0.8 * highest(bench, database, server)
         for name, pid in (("server", server.process.pid), ("a worker", _busiest(worker.pid))):
             with _looking(bench, pid) as looked:
-                load = send_messages(server, rate=rate, seconds=_SUSTAINED_SECONDS)
+                load = send_streams(
+                    server, rate=rate, seconds=_SUSTAINED_SECONDS, open_streams=True
+                )
                 drain(database)
             events = load.requests * 100
             yield f"together at {rate:,.0f} events/s: {name}", events, looked

@@ -183,8 +183,13 @@ def drain(database: Database) -> None:
     eventually(lambda: not database.any_pending(), timeout=120, interval=0.5)
 
 
-def send_streams(server: Server, *, rate: float, seconds: float) -> OpenLoad:
-    """Send streams of a hundred small events in open loop, so many events a second."""
+def send_streams(
+    server: Server, *, rate: float, seconds: float, open_streams: bool = False
+) -> OpenLoad:
+    """Send a hundred small events at a time in open loop, so many events a second.
+
+    Each hundred is a stream of its own, or with `open_streams` a message of a few that stay open.
+    """
     small = corpus("small")
     load = open_loop.send(
         server.address,
@@ -193,21 +198,7 @@ def send_streams(server: Server, *, rate: float, seconds: float) -> OpenLoad:
         rate=rate / PER_CALL,
         seconds=seconds,
         headers=server.headers,
-    )
-    server.sent.note(small, PER_CALL, times=load.requests)
-    return load
-
-
-def send_messages(server: Server, *, rate: float, seconds: float) -> OpenLoad:
-    """Send messages of a hundred small events over open streams, so many events a second."""
-    small = corpus("small")
-    load = open_loop.send_messages(
-        server.address,
-        STREAM,
-        stream_body(small, events=PER_CALL, per_message=PER_CALL),
-        rate=rate / PER_CALL,
-        seconds=seconds,
-        headers=server.headers,
+        open_streams=open_streams,
     )
     server.sent.note(small, PER_CALL, times=load.requests)
     return load

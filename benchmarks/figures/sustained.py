@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from benchmarks.database import Database
-from benchmarks.figures.flow import PER_CALL, drain, everything, highest
+from benchmarks.figures.flow import PER_CALL, drain, everything, highest, send_streams
 from benchmarks.open_loop import OpenLoad
 from benchmarks.sample import Sample, latency_detail
 from benchmarks.stack import Bench
@@ -48,17 +48,17 @@ class _Step:
         return self.growth <= _MOST_GROWTH
 
 
-def sustained(bench: Bench, *, send: Callable[..., OpenLoad]) -> Sample:
+def sustained(bench: Bench, *, open_streams: bool) -> Sample:
     """Return the highest rate of a short search that starts at that of a closed-loop burst.
 
-    `send` sends a hundred events at a time, as messages of open streams or as calls.
+    A hundred events leave at a time, as a message of a stream that stays open or as a call.
     """
     with everything(bench) as (database, server, worker):
         burst = highest(bench, database, server)
 
         def attempt(rate: float) -> _Step:
             meter = bench.cpu(server=server.process, worker=worker)
-            load = send(server, rate=rate, seconds=_SECONDS)
+            load = send_streams(server, rate=rate, seconds=_SECONDS, open_streams=open_streams)
             drain(database)
             return _step(database, rate, load, sum(meter.stop().values()))
 
