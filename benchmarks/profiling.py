@@ -116,11 +116,12 @@ def _looking(bench: Bench, pid: int) -> Iterator[Looked]:
     command = ("py-spy", "record", "--pid", str(pid), "--rate", str(_RATE), "--gil", "--function")
     output = ("--threads", "--format", "raw", "--output", str(file), "--duration", "600")
     looked = Looked(cpu={}, names={}, looks={})
-    with subprocess.Popen(
-        [*command, *output], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as spy:
-        if spy.stdout is not None:
-            spy.stdout.readline()  # it says that it has begun
+    said = file.with_suffix(".said")
+    with (
+        said.open("w") as out,
+        subprocess.Popen([*command, *output], stdout=out, stderr=subprocess.STDOUT) as spy,
+    ):
+        eventually(lambda: said.stat().st_size > 0)  # it says that it has begun
         before = thread_seconds(pid)
         try:
             yield looked
