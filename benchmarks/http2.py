@@ -32,9 +32,9 @@ class Connection:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        named = [tuple(header.split(": ", 1)) for header in headers]
+        named = [(name, value) for name, _, value in (line.partition(": ") for line in headers)]
         fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", host)]
-        self._first, self._next = _hpack([*fields, *named])  # type: ignore[list-item]
+        self._first, self._next = _hpack([*fields, *named])
         self._stream = 1
         self._open: set[int] = set()
         self._most_streams = 100

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl  # type: ignore[import-not-found]  # lives in .venv-bench
+import matplotlib as mpl
 
 mpl.use("Agg")
 

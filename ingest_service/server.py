@@ -25,7 +25,8 @@ MAX_METADATA_BYTES = 8_192
 #: Open calls on one connection.
 MAX_STREAMS = 256
 
-_OPTIONS: Sequence[tuple[str, Any]] = (
+#: gRPC settings of every server; the benchmark's no-op server has the same.
+OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
@@ -61,7 +62,7 @@ _CHOSEN = (
 
 def limits_in_force(settings: Settings) -> dict[str, float]:
     """Return every limit that a client can meet, for the log."""
-    options = dict(_OPTIONS)
+    options = dict(OPTIONS)
     chosen: dict[str, float] = {name: getattr(settings, name) for name in _CHOSEN}
     return chosen | {
         "message_bytes": MAX_MESSAGE_BYTES,
@@ -91,7 +92,7 @@ def build_server(
     Raises SettingsError when it cannot bind, or a TLS file cannot be used.
     """
     # Two servers on one port split its connections without a word, unless they mean to.
-    options = [*_OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
+    options = [*OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
     server = grpc.aio.server(interceptors=[gate], options=options)
     ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)

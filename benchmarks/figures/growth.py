@@ -18,6 +18,7 @@ from benchmarks.stack import Bench, Server
 from eventstore import processing
 from eventstore.engine import build_engine
 from ingest.v1.ingest_service_pb2 import GetEventRequest, ListEventsRequest
+from tests.kit.waiting import eventually
 
 _SHAPE = Shape(in_flight=4, per_message=100, events=100_000)
 _READS = 200
@@ -102,8 +103,11 @@ def _process(bench: Bench, database: Database) -> float:
     dispatch(bench, database, group=500)
     with bench.workers(database):
         done = "SELECT count(*) FROM events WHERE user_id = %s AND status = 2"
-        while database.query(done, (fill.USER,))[0][0] < _PROCESS_ROWS:
-            time.sleep(0.5)
+        eventually(
+            lambda: database.query(done, (fill.USER,))[0][0] >= _PROCESS_ROWS,
+            timeout=120,
+            interval=0.5,
+        )
     return rate(database, since=since)
 
 

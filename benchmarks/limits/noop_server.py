@@ -20,8 +20,6 @@ from ingest_service import server as product
 from ingest_service.auth import TokenVerifier, build_key_source
 from ingest_service.revocation import Revocations
 
-_OPTIONS = product._OPTIONS  # noqa: SLF001  # the same limits and windows, whatever they are
-
 
 class TokenCheck(grpc.aio.ServerInterceptor):
     """Verifies the token of each call, as the product does, and nothing else."""
@@ -69,7 +67,7 @@ class NoopServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 async def _serve() -> None:
     settings = Settings.load()
     check = TokenCheck(TokenVerifier(settings, build_key_source(settings), Revocations(None)))
-    server = grpc.aio.server(interceptors=[check], options=list(_OPTIONS))
+    server = grpc.aio.server(interceptors=[check], options=list(product.OPTIONS))
     servicer = NoopServicer()  # type: ignore[abstract]  # the other calls are not made
     ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)
     server.add_insecure_port(settings.listen)

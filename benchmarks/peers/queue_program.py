@@ -15,7 +15,7 @@ _BATCH = 100
 
 
 async def _procrastinate(url: str, jobs: int) -> float:
-    import procrastinate  # type: ignore[import-not-found]  # noqa: PLC0415
+    import procrastinate  # noqa: PLC0415
 
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
 
@@ -34,9 +34,9 @@ async def _procrastinate(url: str, jobs: int) -> float:
 
 
 async def _pgqueuer(url: str, jobs: int) -> float:
-    import asyncpg  # type: ignore[import-not-found]  # noqa: PLC0415
-    from pgqueuer import PgQueuer, Queries  # type: ignore[import-not-found]  # noqa: PLC0415
-    from pgqueuer.db import AsyncpgDriver  # type: ignore[import-not-found]  # noqa: PLC0415
+    import asyncpg  # noqa: PLC0415
+    from pgqueuer import PgQueuer, Queries  # noqa: PLC0415
+    from pgqueuer.db import AsyncpgDriver  # noqa: PLC0415
 
     driver = AsyncpgDriver(await asyncpg.connect(url))
     queries = Queries(driver)

@@ -10,7 +10,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import umadb  # type: ignore[import-not-found]  # lives in .venv-bench
+import umadb
 
 
 def main(address: str, payload: str, events: int, per_append: int, threads: int) -> float:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import jwt
-from fastapi import FastAPI, Header, HTTPException  # type: ignore[import-not-found]
+from fastapi import FastAPI, Header, HTTPException
 from pydantic import BaseModel, Field
 
 from benchmarks.peers.ordinary.models import Event, Session

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from celery import Celery  # type: ignore[import-not-found]  # lives in .venv-bench
-from celery.signals import worker_ready  # type: ignore[import-not-found]
+from celery import Celery
+from celery.signals import worker_ready
 from sqlalchemy import func, select
 
 from benchmarks.peers.ordinary.models import Event, Session
@@ -53,7 +53,7 @@ def process_events(event_ids: Sequence[str]) -> None:
                 _process(event)
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator]
+@worker_ready.connect  # type: ignore[untyped-decorator]  # Celery has no types
 def _started(**_sender: object) -> None:
     # The log is quiet, so the bench is told in this way that the worker is ready.
     print("peer_worker_started", file=sys.__stderr__, flush=True)
