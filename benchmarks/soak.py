@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from benchmarks import open_loop
 from benchmarks.corpus import corpus
 from benchmarks.database import Database
-from benchmarks.figures.accept import Shape
-from benchmarks.figures.flow import PER_CALL, drain, everything
+from benchmarks.figures.flow import PER_CALL, drain, everything, highest
 from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
 from benchmarks.open_loop import OpenLoad
 from benchmarks.sample import percentile
-from benchmarks.stack import Bench, Server, open_bench
+from benchmarks.stack import Server, open_bench
 from benchmarks.usage import rss_mb
 from tests.kit.processes import Process
 
@@ -66,7 +65,7 @@ def main() -> int:
     """Soak and judge; returns the exit code, 1 when something grew."""
     options = _parse()
     with open_bench(quick=False) as bench, everything(bench) as (database, server, worker):
-        most = _most(bench, database, server)
+        most = highest(bench, database, server, open_streams=False)
         rate = options.share * most
         print(f"capacity {most:,.0f} events/s, load {rate:,.0f} events/s\n", flush=True)
         begun, sent = database.rows(), 0
@@ -123,15 +122,6 @@ def _minute(
         autovacuums=vacuums,
     )
     return minute, sent
-
-
-def _most(bench: Bench, database: Database, server: Server) -> float:
-    """Return the events/s that are accepted and processed."""
-    shape = Shape(in_flight=4, per_message=PER_CALL, events=400_000)
-    since = database.now()
-    shape.send(bench, server, shape.events)
-    drain(database)
-    return shape.events / database.processing_seconds(since)
 
 
 def _slopes(minutes: Sequence[Minute]) -> list[str]:

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     stream_idle_seconds: float = Field(
         30.0, gt=0, description="a stream, or unary call, that sends nothing for so long is ended"
     )
+    unary_max_seconds: float = Field(
+        30.0, gt=0, description="a unary call that is not answered after so long is ended"
+    )
     stream_max_seconds: float = Field(
         3_600.0, gt=0, description="a stream is answered after so long, complete or not"
     )

@@ -15,7 +15,6 @@ from eventstore.engine import build_engine
 from eventstore.errors import storage_errors
 from eventstore.settings import Settings
 from ingest_service.answers import Answers
-from ingest_service.arrivals import Arrivals
 from ingest_service.auth import TokenVerifier, build_key_source
 from ingest_service.calls import OpenCalls
 from ingest_service.content import ContentReader
@@ -137,13 +136,7 @@ async def _server(
     health = Health(lambda: prober.read(_is_ready, clock))
     calls = OpenCalls()
     verifier = TokenVerifier(settings, keys, revocations)
-    gate = Gate(
-        verifier,
-        calls,
-        answers,
-        Arrivals(settings.stream_idle_seconds),
-        reflection=settings.reflection,
-    )
+    gate = Gate(verifier, calls, answers, settings)
     server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
     dispatcher.start()
     intake.start()

@@ -1,6 +1,5 @@
 """Stands in front of every call: who is calling, and what an error becomes on the wire."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -12,10 +11,11 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 
+from eventstore.settings import Settings
 from ingest.v1 import ingest_service_pb2
 from ingest_service.answers import Answers
-from ingest_service.arrivals import Arrivals
 from ingest_service.auth import TokenVerifier
+from ingest_service.call_timer import CallTimer
 from ingest_service.calls import OpenCalls
 from ingest_service.decode import parse_message
 from ingest_service.errors import (
@@ -72,17 +72,21 @@ class Gate(grpc.aio.ServerInterceptor):
         verifier: TokenVerifier,
         calls: OpenCalls,
         answers: Answers,
-        arrivals: Arrivals,
-        *,
-        reflection: bool,
+        settings: Settings,
     ) -> None:
-        """Take collaborators, and whether reflection is for everybody."""
+        """Take collaborators."""
         self._verifier = verifier
         self._calls = calls
         self._answers = answers
-        self._arrivals = arrivals
+        self._arrivals = CallTimer(settings.stream_idle_seconds, "no message came in time")
+        # At most twice as long, so that the setting is what it takes at most.
+        self._answering = CallTimer(
+            settings.unary_max_seconds / 2,
+            f"not answered in {settings.unary_max_seconds:g} seconds; what was sent may be stored",
+        )
         self._tally = Tally()
-        self._public = {HEALTH_SERVICE} | (REFLECTION_SERVICES if reflection else frozenset())
+        reflection = REFLECTION_SERVICES if settings.reflection else frozenset()
+        self._public = {HEALTH_SERVICE} | reflection
 
     async def intercept_service(
         self,
@@ -172,7 +176,8 @@ class Gate(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
         self._calls.enter()
         try:
-            answer: Message = await behaviour(parse_message(request, wire), context)
+            work = behaviour(parse_message(request, wire), context)
+            answer: Message = await self._answering.limit(work, context)
             sent = answer.SerializeToString()
         except Exception as error:  # noqa: BLE001  # this is the one door
             await self._abort(context, error)
@@ -183,18 +188,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def _message(self, context: Context) -> bytes:
         """Return the message of a unary call; gRPC itself would wait for it without end."""
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._arrivals.expect(task)
         try:
-            wire = await context.read()
-        except asyncio.CancelledError:
-            if self._arrivals.arrived(task) or task.uncancel():
-                raise
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no message came in time")
+            wire = await self._arrivals.limit(context.read(), context)
         except Exception as error:  # noqa: BLE001  # this is the one door
-            self._arrivals.arrived(task)
             await self._abort(context, error)
-        self._arrivals.arrived(task)
         if wire is grpc.aio.EOF:
             await self._abort(context, FieldInvalid([Violation("", "a message is required")]))
         return cast("bytes", wire)

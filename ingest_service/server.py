@@ -50,6 +50,7 @@ _CHOSEN = (
     "user_streams",
     "stream_idle_seconds",
     "stream_max_seconds",
+    "unary_max_seconds",
     "waiting_rows",
     "waiting_bytes",
     "group_rows",

@@ -18,7 +18,7 @@ from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder, check_text, decode_bound
-from ingest_service.encode import encode_event, encode_receipt
+from ingest_service.encode import encode_event, encode_receipts
 from ingest_service.errors import (
     Draining,
     EventNotFound,
@@ -262,7 +262,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             )
         return self._decoder.submission(events, user=user, field=field, size=size)
 
-    async def _store(self, submission: Submission, field: str) -> list[event_pb2.EventReceipt]:
+    async def _store(self, submission: Submission, field: str) -> Sequence[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it."""
         # Again: decoding may have taken a while, in which others of the same user were taken.
         self._limits.admit(submission.user.id)
@@ -270,10 +270,9 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._limits.charge(submission.user.id, events=len(submission.events), size=submission.size)
         verdicts = await answer
         _raise_refusals(verdicts, field)
-        return [
-            encode_receipt(event, verdicts.get(index), index)
-            for index, event in enumerate(submission.events)
-        ]
+        return encode_receipts(
+            (index, event, verdicts.get(index)) for index, event in enumerate(submission.events)
+        )
 
 
 def _caller() -> Principal:

@@ -6,11 +6,19 @@ from itertools import islice
 from typing import NamedTuple
 
 from eventstore.accept import Verdicts
-from eventstore.values import Duplicate, KeyConflict, NewEvent, NotStorable, Submission, User
+from eventstore.values import (
+    Duplicate,
+    KeyConflict,
+    NewEvent,
+    NotStorable,
+    Submission,
+    User,
+    Verdict,
+)
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import StreamEventsResponse
 from ingest_service.decode import EventDecoder, parse_stream
-from ingest_service.encode import encode_receipt
+from ingest_service.encode import encode_receipts
 from ingest_service.errors import FieldInvalid, IdempotencyConflict, IngestError, Violation
 from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
@@ -41,6 +49,10 @@ class _Group(NamedTuple):
     rows: list[NewEvent]
     positions: Sequence[int]
     answer: "asyncio.Future[Verdicts]"
+
+
+def _is_stored(decided: tuple[int, NewEvent, Verdict | None]) -> bool:
+    return not isinstance(decided[2], KeyConflict | NotStorable)
 
 
 class StreamIntake:
@@ -235,12 +247,9 @@ class StreamIntake:
         if len(rows) - refused > room:
             summary.receipts_truncated = True
         if room > 0:
-            stored = (
-                encode_receipt(event, verdicts.get(offset), positions[offset])
-                for offset, event in enumerate(rows)
-                if not isinstance(verdicts.get(offset), KeyConflict | NotStorable)
-            )
-            summary.receipts.extend(islice(stored, room))
+            decided = zip(positions, rows, map(verdicts.get, range(len(rows))), strict=True)
+            stored = filter(_is_stored, decided) if refused else decided
+            summary.receipts.extend(encode_receipts(islice(stored, room)))
 
     def _reject(
         self, position: int, reason: str, violations: Sequence[Violation], event_id: str = ""

@@ -23,6 +23,8 @@ class Shape:
     in_flight: int
     #: 0 for unary calls.
     per_message: int = 0
+    #: Events of each stream; 0 for an equal share of all of them, so that streams stay open.
+    per_stream: int = 0
     #: All events of a run.
     events: int
     #: Whether each event has an idempotency key of its own.
@@ -43,7 +45,8 @@ class Shape:
         if self.keyed:
             return self._send_keyed(server, bench, events)
         if self.per_message:
-            path, requests, share = STREAM, self.in_flight, events // self.in_flight
+            path, share = STREAM, self.per_stream or events // self.in_flight
+            requests = events // share
             body = stream_body(source, events=share, per_message=self.per_message)
         else:
             path, requests, share = SUBMIT, events, 1
@@ -87,7 +90,7 @@ class Shape:
 
     def events_in(self, events: int) -> int:
         """Round to what the streams share evenly."""
-        share = self.in_flight * max(1, self.per_message)
+        share = self.in_flight * max(1, self.per_message, self.per_stream)
         return max(1, events // share) * share
 
 

@@ -54,7 +54,7 @@ def sustained(bench: Bench, *, open_streams: bool) -> Sample:
     A hundred events leave at a time, as a message of a stream that stays open or as a call.
     """
     with everything(bench) as (database, server, worker):
-        burst = highest(bench, database, server)
+        burst = highest(bench, database, server, open_streams=open_streams)
 
         def attempt(rate: float) -> _Step:
             meter = bench.cpu(server=server.process, worker=worker)

@@ -281,6 +281,7 @@ def test_the_limits_in_force_are_told_at_the_start(
         "json_levels": 64,
         "stream_idle_seconds": 3,
         "stream_max_seconds": 3_600,
+        "unary_max_seconds": 30,
         "user_streams": 7,
         "user_events_per_second": 0,
         "user_bytes_per_second": 0,

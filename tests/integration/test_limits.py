@@ -4,10 +4,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 
 import grpc
+import psycopg2
 import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
@@ -213,3 +216,23 @@ def test_a_third_stream_is_refused_until_one_ends(limited: Service) -> None:
     assert refusal.retry_delay > 0
     assert [call.result(timeout=10).accepted for call in calls] == [1, 1]
     assert user.stream([[event()]]).accepted == 1
+
+
+def test_a_call_that_takes_too_long_is_ended_and_what_it_sent_is_still_stored(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Somebody holds the table: the client is told before its patience or PostgreSQL's ends."""
+    env = settings_for(database_url, redis_url, UNARY_MAX_SECONDS="0.4")
+    with running(tmp_path, env) as server, closing(psycopg2.connect(database_url)) as other:
+        caller, keyed = server.caller(), event(idempotency_key="late")
+        caller.submit(event())
+        with other.cursor() as cursor:
+            cursor.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        refusals = [refused(call) for call in (partial(caller.submit, keyed), caller.list)]
+        other.rollback()
+        again = caller.submit(keyed)
+
+    for refusal in refusals:
+        assert refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert refusal.text == "not answered in 0.4 seconds; what was sent may be stored"
+    assert again.duplicate

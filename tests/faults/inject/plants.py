@@ -88,8 +88,10 @@ def duplicate_as_new(_text: str) -> Patches:
     """Answers a duplicate with a receipt of its own."""
 
     def patch(module: Any) -> None:
-        encode = module.encode_receipt
-        module.encode_receipt = lambda event, _verdict, index: encode(event, None, index)
+        encode = module.encode_receipts
+        module.encode_receipts = lambda stored: encode(
+            (index, event, None) for index, event, _verdict in stored
+        )
 
     return [("ingest_service.servicer", patch), ("ingest_service.streaming", patch)]
 
