@@ -17,7 +17,7 @@ from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier
 from ingest_service.call_timer import CallTimer
 from ingest_service.calls import OpenCalls
-from ingest_service.decode import parse_message
+from ingest_service.decode import parse_batch, parse_message
 from ingest_service.errors import (
     FieldInvalid,
     IngestError,
@@ -50,13 +50,18 @@ REFLECTION_SERVICES = frozenset(
 _LEAST_REMAINING = 0.05
 
 _SERVICE = ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"]
-_REQUESTS: Mapping[str, type[Message]] = {
-    f"/{_SERVICE.full_name}/{method.name}": GetMessageClass(method.input_type)
+_PARSERS: Mapping[str, "Parser"] = {
+    f"/{_SERVICE.full_name}/{method.name}": (
+        parse_batch
+        if method.name == "BatchSubmitEvents"
+        else partial(parse_message, GetMessageClass(method.input_type))
+    )
     for method in _SERVICE.methods
 }
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Parser: TypeAlias = Callable[[bytes], Message]
 Behaviour: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 
 
@@ -117,7 +122,7 @@ class Gate(grpc.aio.ServerInterceptor):
             if isinstance(error, Unauthenticated):
                 self._tally.note("call_unauthenticated", reason=error.reason, cause=error.cause)
             return _refusal(error)
-        return self._bound(handler, principal, _REQUESTS[handler_call_details.method])
+        return self._bound(handler, principal, _PARSERS[handler_call_details.method])
 
     def _health(self, handler: Any) -> Handler:
         """Return a handler of health, for everybody, that waits for its message as others do."""
@@ -144,7 +149,7 @@ class Gate(grpc.aio.ServerInterceptor):
         except FieldInvalid as error:
             await self._abort(context, error)
 
-    def _bound(self, handler: Any, principal: Principal, request: type[Message]) -> Handler:
+    def _bound(self, handler: Any, principal: Principal, parse: Parser) -> Handler:
         """Return the handler with the caller bound to it.
 
         It takes bytes: what is parsed here can be refused with a status of ours. The messages of
@@ -157,14 +162,14 @@ class Gate(grpc.aio.ServerInterceptor):
                 response_serializer=handler.response_serializer,
             )
         return grpc.stream_unary_rpc_method_handler(
-            partial(self._call_unary, handler.unary_unary, principal, request)
+            partial(self._call_unary, handler.unary_unary, principal, parse)
         )
 
     async def _call_unary(
         self,
         behaviour: Behaviour,
         principal: Principal,
-        request: type[Message],
+        parse: Parser,
         _wires: AsyncIterator[bytes],
         context: Context,
     ) -> bytes:
@@ -176,7 +181,7 @@ class Gate(grpc.aio.ServerInterceptor):
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too little time is left")
         self._calls.enter()
         try:
-            work = behaviour(parse_message(request, wire), context)
+            work = behaviour(parse(wire), context)
             answer: Message = await self._answering.limit(work, context)
             sent = answer.SerializeToString()
         except Exception as error:  # noqa: BLE001  # this is the one door

@@ -16,7 +16,7 @@ from ingest_service import answers, decode, jsontext
 from ingest_service.auth import MAX_TOKEN
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
-from ingest_service.servicer import MAX_BATCH, MAX_PAGE_SIZE, IngestServicer
+from ingest_service.servicer import MAX_PAGE_SIZE, IngestServicer
 
 #: Bytes of one message; the largest event is one message of its own.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -72,7 +72,7 @@ def limits_in_force(settings: Settings) -> dict[str, float]:
         "connection_streams": MAX_STREAMS,
         "connection_idle_seconds": options["grpc.max_connection_idle_ms"] / 1_000,
         "handshake_seconds": options["grpc.server_handshake_timeout_ms"] / 1_000,
-        "batch_events": MAX_BATCH,
+        "batch_events": decode.MAX_BATCH,
         "page_events": MAX_PAGE_SIZE,
         "event_bytes": decode.MAX_EVENT_BYTES,
         "text_bytes": decode.MAX_TEXT_BYTES,

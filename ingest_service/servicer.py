@@ -17,7 +17,7 @@ from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
-from ingest_service.decode import EventDecoder, check_text, decode_bound
+from ingest_service.decode import MAX_BATCH, EventDecoder, check_text, decode_bound, wrong_count
 from ingest_service.encode import encode_event, encode_receipts
 from ingest_service.errors import (
     Draining,
@@ -37,7 +37,6 @@ from ingest_service.streaming import StreamIntake
 
 log = structlog.get_logger()
 
-MAX_BATCH = 1_000
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
 #: Bytes of a message from which on decoding could stop the event loop for too long: the slowest
@@ -85,7 +84,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> pb.BatchSubmitEventsResponse:
         """Store all events or none."""
         if not 1 <= len(request.events) <= MAX_BATCH:
-            raise FieldInvalid([Violation("events", f"must hold 1 to {MAX_BATCH} events")])
+            raise wrong_count()
         submission = await self._decoded(request.events, "events[{}]", request.ByteSize())
         receipts = await self._store(submission, "events[{}]")
         return pb.BatchSubmitEventsResponse(receipts=receipts)

@@ -34,6 +34,19 @@ def test_a_second_migration_finds_nothing_to_do(empty_url: str) -> None:
         assert migrations.is_current(connection)
 
 
+def test_asking_for_the_revision_again_and_again_keeps_nothing(store_url: str) -> None:
+    """Health asks every second: what each question left behind was megabytes after minutes."""
+    compiled: dict[object, object] = {}
+    with closing_engine(store_url) as engine, engine.connect() as connection:
+        connection.execution_options(compiled_cache=compiled)
+        assert migrations.is_current(connection)
+        once = len(compiled)
+        for _ in range(10):
+            assert migrations.is_current(connection)
+
+    assert len(compiled) == once
+
+
 def test_migrators_that_start_together_all_succeed(empty_url: str) -> None:
     failures: list[BaseException] = []
     together = threading.Barrier(4)
