@@ -105,7 +105,9 @@ class Settings(BaseSettings):
         30.0, gt=0, description="a stream, or unary call, that sends nothing for so long is ended"
     )
     unary_max_seconds: float = Field(
-        30.0, gt=0, description="a unary call that is not answered after so long is ended"
+        30.0,
+        gt=0,
+        description="a unary call that was not answered within so long is ended, at the latest",
     )
     stream_max_seconds: float = Field(
         3_600.0, gt=0, description="a stream is answered after so long, complete or not"

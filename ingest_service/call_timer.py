@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from ingest_service.answers import Context
+from ingest_service.tally import Tally
 
 T = TypeVar("T")
 
@@ -17,10 +18,11 @@ class CallTimer:
     A timer for each call would cost more than all that is done here: nearly every call is in time.
     """
 
-    def __init__(self, seconds: float, late: str) -> None:
-        """Take the seconds, or up to twice as many, and what a late call is told."""
+    def __init__(self, seconds: float, late: str, tally: Tally) -> None:
+        """Take the seconds, or up to twice as many, what a late call is told, and who logs it."""
         self._seconds = seconds
         self._late = late
+        self._tally = tally
         self._recent: set[asyncio.Task[Any]] = set()
         self._older: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -37,6 +39,7 @@ class CallTimer:
             # `uncancel` tells whether the client cancelled as well.
             if call in self._recent or call in self._older or call.uncancel():
                 raise
+            self._tally.note("call_late", told=self._late)
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, self._late)
             raise AssertionError("abort returned") from None
         finally:

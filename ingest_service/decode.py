@@ -47,6 +47,7 @@ _MORE = 0x80
 _SHORTEST_EVENT = 4
 M = TypeVar("M", bound=Message)
 
+#: Events of one atomic batch.
 MAX_BATCH = 1_000
 #: Bytes up to which a batch is parsed, whatever it holds.
 _SMALL_BATCH = 64 << 10
@@ -111,6 +112,7 @@ def parse_batch(wire: bytes) -> BatchSubmitEventsRequest:
     """Parse a batch; raises FieldInvalid as well for one of far too many events, before parsing it.
 
     That would stop the event loop for a fifth of a second, and take sixty times the message's size.
+    Fields that are not known here count as events in a batch that large, beyond a hundred.
     """
     if len(wire) > _SMALL_BATCH:
         head = next(cut(wire, MAX_BATCH + _ROOM_FOR_UNKNOWN))

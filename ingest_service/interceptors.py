@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
 import structlog
@@ -61,6 +61,7 @@ _PARSERS: Mapping[str, "Parser"] = {
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+E = TypeVar("E", bound=Exception)
 Parser: TypeAlias = Callable[[bytes], Message]
 Behaviour: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 
@@ -83,13 +84,16 @@ class Gate(grpc.aio.ServerInterceptor):
         self._verifier = verifier
         self._calls = calls
         self._answers = answers
-        self._arrivals = CallTimer(settings.stream_idle_seconds, "no message came in time")
-        # At most twice as long, so that the setting is what it takes at most.
+        self._tally = Tally()
+        self._arrivals = CallTimer(
+            settings.stream_idle_seconds, "no message came in time", self._tally
+        )
+        # It takes up to twice as long, and the setting is what it takes at most.
         self._answering = CallTimer(
             settings.unary_max_seconds / 2,
-            f"not answered in {settings.unary_max_seconds:g} seconds; what was sent may be stored",
+            "not answered in time; what was sent may be stored",
+            self._tally,
         )
-        self._tally = Tally()
         reflection = REFLECTION_SERVICES if settings.reflection else frozenset()
         self._public = {HEALTH_SERVICE} | reflection
 
@@ -185,6 +189,7 @@ class Gate(grpc.aio.ServerInterceptor):
             answer: Message = await self._answering.limit(work, context)
             sent = answer.SerializeToString()
         except Exception as error:  # noqa: BLE001  # this is the one door
+            del wire  # see _forgetful
             await self._abort(context, error)
         finally:
             self._calls.leave()
@@ -220,17 +225,25 @@ class Gate(grpc.aio.ServerInterceptor):
     async def _abort(self, context: Context, error: Exception) -> NoReturn:
         """End the call with the status of an exception; one that nobody foresaw is INTERNAL."""
         if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
-            raise error
+            raise _forgetful(error)
         if isinstance(error, Refused | RateLimited | Unavailable):
             if not isinstance(error, Refused):
                 self._tally.note("call_refused", reason=error.reason)
-            # It leads to the request, whose memory Python's collector of cycles knows nothing of.
-            error.__traceback__ = None
-            await context.abort_with_status(to_status(error))
+            await context.abort_with_status(to_status(_forgetful(error)))
         request_id = uuid.uuid4().hex
         log.error("call_failed", request_id=request_id, exc_info=error)
         await context.abort_with_status(internal_status(request_id))
         raise AssertionError("abort returned")
+
+
+def _forgetful(error: E) -> E:
+    """Cut an exception off what it came from.
+
+    gRPC keeps the one that ended a call, and with it would be kept the request, whose memory
+    Python's collector of cycles knows nothing of.
+    """
+    error.__cause__ = error.__context__ = error.__traceback__ = None
+    return error
 
 
 def _refusal(error: IngestError) -> Handler:

@@ -115,15 +115,11 @@ class Writer:
 
     def _set_autocommit(self, connection: Connection, *, autocommit: bool) -> None:
         """Spare a single statement the round trips of BEGIN and COMMIT."""
-        if autocommit is self._autocommit:
+        if autocommit is self._autocommit or connection.dialect.name != "postgresql":
             return
-        if connection.dialect.name == "postgresql":
-            # Past SQLAlchemy, which notes at each change what is to be put back when the connection
-            # returns to its pool, and this one never does.
-            connection.connection.dbapi_connection.autocommit = autocommit  # type: ignore[union-attr]
-        else:
-            level = "AUTOCOMMIT" if autocommit else connection.default_isolation_level
-            connection.execution_options(isolation_level=level)
+        # Past SQLAlchemy, which notes at each change what is to be put back when the connection
+        # returns to its pool, and this one never does.
+        connection.connection.dbapi_connection.autocommit = autocommit  # type: ignore[union-attr]
         self._autocommit = autocommit
 
     def _connected(self) -> Connection:

@@ -10,7 +10,7 @@ from benchmarks.sample import Sample, latency_detail
 from benchmarks.stack import Bench, Server
 from benchmarks.usage import loop_seconds, peak_rss_mb
 
-#: Connections over which calls in flight are spread; the server allows 100 calls on each.
+#: Connections over which calls in flight are spread; the server allows 256 calls on each.
 _CONNECTIONS = 4
 
 

@@ -10,7 +10,7 @@ from tests.faults.storm import rage, schedule
 from tests.faults.trial import Trial
 from tests.faults.verdict import BROKER_LINES
 
-_SHORT_SECONDS = 32.0
+_SHORT_SECONDS = 20.0
 _LONG_SECONDS = 1_800.0
 
 

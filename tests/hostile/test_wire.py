@@ -186,12 +186,43 @@ def packed_zeros(megabytes: int) -> bytes:
 def test_refused_messages_of_very_many_events_are_forgotten_at_once(
     service: Service, alice: Caller
 ) -> None:
-    """Parsed, each of them takes 60 MB, of which Python's collector of cycles knows nothing."""
+    """Python's collector of cycles knows nothing of their memory: each takes four megabytes."""
+    many = pb.SubmitEventRequest(event=event("", payload="x" * 4_000_000)).SerializeToString()
     before = rss(service)
-    for _ in range(12):
-        refusal = refused(alice.wire, "BatchSubmitEvents", b"\x0a\x00" * 500_000)
+    for _ in range(100):
+        refusal = refused(alice.wire, "BatchSubmitEvents", b"\x0a\x00" * 32_000)
         assert refusal.fields.keys() == {"events"}
+    for _ in range(100):
+        refusal = refused(alice.wire, "SubmitEvent", many)
+        assert refusal.fields.keys() == {"event.type"}
+    for _ in range(100):
+        refusal = refused(alice.wire, "SubmitEvent", many[:-1])
+        assert refusal.fields.keys() == {""}
     assert rss(service) - before < 200 << 20
+
+
+@pytest.mark.parametrize("count", [0, 1, 1_000, 1_001, 1_099, 1_100, 1_101, 500_000])
+def test_a_batch_holds_one_to_a_thousand_events_however_it_is_counted(
+    alice: Caller, count: int
+) -> None:
+    """A large one is counted on the wire, before it is parsed."""
+    small = EventInput(type="counted", payload_json='"' + "x" * (80_000 // (count or 1)) + '"')
+    one = pb.BatchSubmitEventsRequest(events=[small]).SerializeToString()
+    wire = one * count if count <= 2_000 else b"\x0a\x00" * count
+
+    if 1 <= count <= 1_000:
+        answer = pb.BatchSubmitEventsResponse.FromString(alice.wire("BatchSubmitEvents", wire))
+        assert [receipt.index for receipt in answer.receipts] == list(range(count))
+    else:
+        refusal = refused(alice.wire, "BatchSubmitEvents", wire)
+        assert refusal.fields == {"events": "must hold 1 to 1000 events"}
+
+
+def test_a_large_batch_that_breaks_off_is_refused_as_such(alice: Caller) -> None:
+    one = pb.BatchSubmitEventsRequest(events=[event(payload="x" * 200)]).SerializeToString()
+    refusal = refused(alice.wire, "BatchSubmitEvents", (one * 900)[:-1])
+
+    assert refusal.fields.keys() == {""}
 
 
 @pytest.mark.parametrize("size", [12_000, 100_000])

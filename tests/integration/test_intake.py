@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 import psycopg2
 import pytest
 
-from eventstore import migrations
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.settings import Settings
@@ -92,11 +91,11 @@ def test_an_intake_ends_whenever_it_is_told_to(database_url: str) -> None:
 
 
 def test_a_connection_gathers_nothing_however_often_its_way_of_committing_changes(
-    database_url: str,
+    store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One event with a key commits itself, two of them need a transaction."""
-    migrations.upgrade(database_url)
-    engine = build_engine(database_url, name="test-intake", pool_size=1, keyed=True)
+    """One event with a key commits itself, two of them need a transaction, the clock none."""
+    monkeypatch.setattr("eventstore.clock._SYNC_SECONDS", 0.0)
+    engine = build_engine(store_url, name="test-intake", pool_size=1, keyed=True)
     writer = Writer(engine, DatabaseClock(), grace_seconds=60)
 
     def write(times: int) -> int:
