@@ -1,7 +1,8 @@
 """Where the time of one load goes: CPU by thread from /proc, the interpreter lock by py-spy.
 
 `python -m benchmarks.profiling --help`. It needs `py-spy` (PyPI) on the PATH, and the right to look
-into another process. The load is a little slower while it is looked at.
+into another process. The load is a little slower while it is looked at. `statements` looks at
+PostgreSQL instead, by pg_stat_statements, and needs neither.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from benchmarks import fill
 from benchmarks.figures.accept import Shape
+from benchmarks.figures.embedded import dev
 from benchmarks.figures.flow import drain, everything, highest, send_streams
 from benchmarks.figures.working import dispatch
 from benchmarks.shapes import GITHUB, STREAM, UNARY
@@ -40,6 +42,13 @@ _MOST_FUNCTIONS = 14
 _LEAST_SHARE = 0.01
 _WORKER_ROWS = 300_000
 _SUSTAINED_SECONDS = 10.0
+_STATEMENTS = r"""
+SELECT left(regexp_replace(query, '\s+', ' ', 'g'), 60), round(rows::numeric / calls, 1),
+       round(total_exec_time::numeric * 1000 / %(events)s, 2), round(wal_bytes / %(events)s)
+FROM pg_stat_statements
+WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+ORDER BY total_exec_time DESC LIMIT 6
+"""
 _THREAD = re.compile(r"thread \((?P<id>\d+)\): (?P<name>.*)")
 
 
@@ -55,6 +64,10 @@ class Looked:
 def main() -> int:
     """Profile one load and print it; returns the exit code."""
     options = _parse()
+    if options.load == "statements":
+        with open_bench(quick=False) as bench:
+            _print_statements(bench)
+        return 0
     if shutil.which("py-spy") is None:
         print("py-spy is missing: pip install py-spy", file=sys.stderr)
         return 2
@@ -69,6 +82,8 @@ def _profile(bench: Bench, load: str) -> Iterator[tuple[str, int, Looked]]:
         yield _accepting(bench, load, SHAPES[load])
     elif load == "worker_500":
         yield _working(bench)
+    elif load == "embedded_stream":
+        yield _embedded(bench)
     else:
         yield from _together(bench)
 
@@ -80,6 +95,16 @@ def _accepting(bench: Bench, load: str, shape: Shape) -> tuple[str, int, Looked]
             done = shape.send(bench, server, shape.events)
     events = shape.events_in(shape.events)
     return f"{load}: server, {events / done.seconds:,.0f} events/s", events, looked
+
+
+def _embedded(bench: Bench) -> tuple[str, int, Looked]:
+    shape = STREAM[100]
+    with dev(bench, working=False) as (server, _file):
+        shape.send(bench, server, shape.events // 5)
+        with _looking(bench, server.process.pid) as looked:
+            done = shape.send(bench, server, shape.events)
+    events = shape.events_in(shape.events)
+    return f"embedded_stream: the process, {events / done.seconds:,.0f} events/s", events, looked
 
 
 def _working(bench: Bench) -> tuple[str, int, Looked]:
@@ -107,6 +132,26 @@ def _together(bench: Bench) -> Iterator[tuple[str, int, Looked]]:
                 drain(database)
             events = load.requests * 100
             yield f"together at {rate:,.0f} events/s: {name}", events, looked
+
+
+def _print_statements(bench: Bench) -> None:
+    """Print what accepting and processing together cost PostgreSQL, by statement."""
+    for open_streams, title in ((True, "streams that stay open"), (False, "calls of a hundred")):
+        with bench.database() as database:
+            database.query("CREATE EXTENSION pg_stat_statements")
+            database.set("pg_stat_statements.track", "top")
+            with bench.server(database) as server, bench.workers(database):
+                highest(bench, database, server, open_streams=open_streams)
+                database.query("SELECT pg_stat_statements_reset()")
+                before = database.rows()
+                highest(bench, database, server, open_streams=open_streams)
+                rows = database.query(_STATEMENTS, {"events": database.rows() - before})
+        print(f"\nPostgreSQL, {title}\n")
+        print(
+            "| statement | events a call | us an event | WAL bytes an event |", "|---|---|---|---|"
+        )
+        for row in rows:
+            print("| " + " | ".join(map(str, row)) + " |")
 
 
 @contextmanager
@@ -168,7 +213,9 @@ def _each(seconds: float, events: int) -> str:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profiling", description=__doc__)
-    parser.add_argument("load", choices=[*SHAPES, "worker_500", "together"])
+    parser.add_argument(
+        "load", choices=[*SHAPES, "worker_500", "embedded_stream", "together", "statements"]
+    )
     return parser.parse_args()
 
 

@@ -19,7 +19,7 @@ def embedded(bench: Bench, shape: Shape, *, working: bool = True) -> Sample:
     accepting elsewhere.
     """
     shape = shape.sized(bench)
-    with _dev(bench, working=working) as (server, file):
+    with dev(bench, working=working) as (server, file):
         shape.send(bench, server, shape.events // 10)
         warm = _rows(file)
         cpu = cpu_seconds(server.process.pid)
@@ -40,7 +40,8 @@ def embedded(bench: Bench, shape: Shape, *, working: bool = True) -> Sample:
 
 
 @contextmanager
-def _dev(bench: Bench, *, working: bool) -> Iterator[tuple[Server, Path]]:
+def dev(bench: Bench, *, working: bool) -> Iterator[tuple[Server, Path]]:
+    """Run the embedded service, with its worker or without; gives it and its database file."""
     address = f"127.0.0.1:{free_port()}"
     folder = tempfile.mkdtemp(prefix="dev-", dir=bench.folder)
     with bench.processes() as started:

@@ -61,6 +61,7 @@ def end_to_end(
         backlog = database.pending()
         drain(database)
         cpu = {name: s / events * 1e6 for name, s in meter.stop().items()}
+        after = database.counters()
         detail = {
             "accepted_per_s": round(events / load.seconds),
             "backlog_at_end_percent": round(100 * backlog / events, 1),
@@ -70,9 +71,8 @@ def end_to_end(
             "cpu_client_s_per_million": round(load.cpu_seconds / events * 1e6, 1),
             "server_rss_mb": round(peak_rss_mb(server.process.pid), 1),
             "worker_rss_mb": round(peak_rss_mb(worker.pid), 1),
-            "wal_bytes_per_event": round(
-                (database.counters().wal_bytes - counters.wal_bytes) / events
-            ),
+            "wal_bytes_per_event": round((after.wal_bytes - counters.wal_bytes) / events),
+            "commits_per_event": round((after.transactions - counters.transactions) / events, 5),
             "disk_bytes_per_event": round(database.disk_bytes() / database.rows()),
         }
         value = events / database.processing_seconds(since)
