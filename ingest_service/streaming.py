@@ -37,6 +37,9 @@ _GATHERED_BYTES = 256 << 10
 #: Events that are decoded in one go, and handed in together: a message may hold many more tiny
 #: ones, which would stop the event loop, fill the memory, and outlast a statement of the database.
 _MOST_EVENTS = 2_000
+#: Events with the intake beyond which a stream decodes no further piece of a large message. Not
+#: groups: large events come few in a message, and a group commit wants many of them.
+_MOST_UNDER_WAY = _GROUPS_UNDER_WAY * _MOST_EVENTS
 #: Seconds after which a stream that waits for its user's share looks again.
 _LONGEST_SLEEP = 1.0
 
@@ -103,8 +106,8 @@ class StreamIntake:
         for piece in cut(wire, _MOST_EVENTS):
             rows, refused = await self._offload.run(self._decode_piece, piece)
             # Whoever else waits for the same may have been quicker: looked at again at the end.
-            while len(self._under_way) >= _GROUPS_UNDER_WAY or not self._intake.has_room:
-                if len(self._under_way) >= _GROUPS_UNDER_WAY:
+            while (full := self._events_under_way >= _MOST_UNDER_WAY) or not self._intake.has_room:
+                if full:
                     await self._advance()
                 else:
                     await self._intake.room()
@@ -122,6 +125,10 @@ class StreamIntake:
         while self._gathered or self._parsed or self._under_way or self._failure:
             await self._advance()
         return self._summary
+
+    @property
+    def _events_under_way(self) -> int:
+        return sum(len(group.rows) for group in self._under_way)
 
     @property
     def _must_wait(self) -> bool:
