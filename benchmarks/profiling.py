@@ -147,9 +147,8 @@ def _print_statements(bench: Bench) -> None:
                 highest(bench, database, server, open_streams=open_streams)
                 rows = database.query(_STATEMENTS, {"events": database.rows() - before})
         print(f"\nPostgreSQL, {title}\n")
-        print(
-            "| statement | events a call | us an event | WAL bytes an event |", "|---|---|---|---|"
-        )
+        print("| statement | events a call | us an event | WAL bytes an event |")
+        print("|---|---|---|---|")
         for row in rows:
             print("| " + " | ".join(map(str, row)) + " |")
 
