@@ -1,22 +1,33 @@
 """`ingest-service doctor` finds what is wrong, and its exit code says so."""
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg2
 import pytest
+import redis
+from sqlalchemy import text
 
 from eventstore import migrations
-from tests.kit.server import BIN, running, settings_for
+from tests.integration.test_partitions import NOW, day
+from tests.kit.rows import add
+from tests.kit.server import BIN, closing_engine, running, settings_for
+from tests.kit.services import start_redis
 from tests.kit.tokens import SECRET
 
 
-def examine(env: Mapping[str, str], *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
-    """Run the command; return its exit code, and verdict and text by check."""
+def examine(
+    env: Mapping[str, str], *options: str, through: Sequence[str] = ()
+) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Run the command; return its exit code, and verdict and text by check.
+
+    `through` is a command that runs the one behind it.
+    """
     done = subprocess.run(
-        [BIN / "ingest-service", "doctor", *options],
+        [*through, BIN / "ingest-service", "doctor", *options],
         env=dict(env),
         capture_output=True,
         text=True,
@@ -26,8 +37,8 @@ def examine(env: Mapping[str, str], *options: str) -> tuple[int, dict[str, tuple
     found = {}
     for line in done.stdout.splitlines():
         verdict, _, rest = line.partition(" ")
-        check, _, text = rest.strip().partition(": ")
-        found[check] = (verdict, text)
+        check, _, told = rest.strip().partition(": ")
+        found[check] = (verdict, told)
     return done.returncode, found
 
 
@@ -101,6 +112,57 @@ def test_events_that_nobody_processes_are_a_warning(env: dict[str, str], databas
     code, found = examine(env, "--allow-unsafe-durability")
     assert (code, found["backlog"][0]) == (0, "warn")
     assert "due for 9" in found["backlog"][1]
+
+
+def test_missing_days_and_a_used_default_partition_are_warnings_until_a_sweep(
+    env: dict[str, str], database_url: str
+) -> None:
+    with closing_engine(database_url) as engine:
+        with engine.begin() as connection:
+            for offset in range(1, 8):
+                connection.execute(text(f"DROP TABLE events_{day(offset)}"))
+        add(engine, {}, received_at=NOW + timedelta(days=5))
+    code, found = examine(env, "--allow-unsafe-durability")
+    assert code == 0
+    for check in ("partitions", "default partition"):
+        assert found[check][0] == "warn"
+        assert "`ingest-service sweep`" in found[check][1]
+
+    subprocess.run([BIN / "ingest-service", "sweep"], env=env, timeout=60, check=True)
+    code, found = examine(env, "--allow-unsafe-durability")
+    assert (code, found["default partition"]) == (0, ("ok", "empty"))
+    assert found["partitions"][0] == "ok"
+
+
+@pytest.mark.parametrize(
+    "memory, policy, verdict",
+    [("64mb", "allkeys-lru", "warn"), ("64mb", "noeviction", "ok"), ("0", "allkeys-lru", "ok")],
+)
+def test_a_redis_that_may_evict_messages_is_a_warning(
+    env: dict[str, str], memory: str, policy: str, verdict: str
+) -> None:
+    server = start_redis()
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", memory)
+            client.config_set("maxmemory-policy", policy)
+        env |= {"INGEST_BROKER_URL": server.url}
+        code, found = examine(env, "--allow-unsafe-durability")
+    finally:
+        server.remove()
+
+    assert (code, found["broker"][0]) == (0, verdict)
+    assert ("maxmemory-policy noeviction" in found["broker"][1]) == (verdict == "warn")
+
+
+@pytest.mark.parametrize("files, verdict", [("4095", "warn"), ("4096", "ok")])
+def test_few_open_files_are_a_warning(env: dict[str, str], files: str, verdict: str) -> None:
+    limited = ("sh", "-c", f'ulimit -n {files} && exec "$0" "$@"')
+    code, found = examine(env, "--allow-unsafe-durability", through=limited)
+
+    assert (code, found["open files"][0]) == (0, verdict)
+    assert found["open files"][1].partition(":")[0] == files
+    assert ("ulimit -n" in found["open files"][1]) == (verdict == "warn")
 
 
 def test_an_old_schema_fails(env: dict[str, str], database_url: str) -> None:

@@ -1,12 +1,17 @@
 """SIGTERM under load: what was acknowledged is there, and what was not is refused in good order."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
+from sqlalchemy import Engine
 
-from tests.kit.caller import event
-from tests.kit.server import record, running, settings_for
+from ingest.v1.event_pb2 import EventInput
+from tests.kit.caller import event, refused
+from tests.kit.server import Start, keys_of, record, records, running, settings_for
 from tests.kit.waiting import eventually
 
 
@@ -51,3 +56,32 @@ def test_a_server_drains_under_load_and_loses_nothing_that_it_acknowledged(
             for one in page.events
         }
     assert set(acknowledged) <= stored
+
+
+def test_a_draining_server_refuses_new_calls_at_once_and_open_streams_in_the_end(
+    store: Engine, store_url: str, redis_url: str, start_service: Start
+) -> None:
+    """All of them are told when to try again; what the stream sent until then is stored."""
+    server = start_service(settings_for(store_url, redis_url))
+    alice = server.caller()
+    messages: SimpleQueue[Sequence[EventInput] | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(refused, alice.stream, iter(messages.get, None))
+        messages.put([event()])
+        eventually(lambda: alice.counts() == {"PENDING": 1})
+        server.process.terminate()
+        # Between this line of the log and the first refusal the server does nothing else.
+        eventually(lambda: [one for one in records(server.process) if one.get("ready") is False])
+
+        messages.put([event()])
+        calls = (partial(alice.submit, event()), alice.counts, partial(alice.stream, []))
+        refusals = [refused(call) for call in calls]
+        assert not stream.done()
+        refusals.append(stream.result())
+        messages.put(None)
+
+    for refusal in refusals:
+        assert refusal.verdict == ("UNAVAILABLE", "DRAINING")
+        assert refusal.retry_delay == 0.1
+    assert server.process.wait() == 0
+    assert len(keys_of(store, alice.subject)) == 2

@@ -1,6 +1,8 @@
 """GetEvent: what became of an event, in the form that was asked for, and only to its owner."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -8,7 +10,8 @@ from google.protobuf import json_format
 
 from ingest.v1 import event_pb2
 from tests.kit.caller import Caller, at, event, refused
-from tests.kit.server import Service
+from tests.kit.server import Service, closing_engine, keys_of
+from worker.processor import Processor
 
 STRUCT = event_pb2.PAYLOAD_FORMAT_STRUCT
 JSON = event_pb2.PAYLOAD_FORMAT_JSON
@@ -46,6 +49,35 @@ def test_an_invalid_event_says_why_and_keeps_its_payload(service: Service, alice
     assert stored.processing_error == "payload must be an object or null, not an array"
     assert stored.WhichOneof("enrichment") is None
     assert stored.payload_json == "[1,2]"
+
+
+def broken(_payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """An enricher that can bear nothing."""
+    raise LookupError("canary text of an exception")
+
+
+def test_a_failed_event_shows_its_attempts_and_why_and_keeps_its_payload(
+    service: Service, alice: Caller
+) -> None:
+    receipt = alice.submit(event(payload={"a": 1}))
+    with closing_engine(service.database_url) as engine:
+        keys = keys_of(engine, alice.subject)
+        processor = Processor(engine, enrichers=[broken], max_attempts=2, lease_seconds=15)
+        processor.first_delivery(keys)
+        waiting = alice.get(receipt.event_id)
+        processor.recover(keys, attempts=1)
+    stored = alice.get(receipt.event_id)
+
+    assert (waiting.status, waiting.attempts) == (event_pb2.EVENT_STATUS_PENDING, 1)
+    assert not waiting.HasField("processed_at")
+    assert (stored.status, stored.attempts) == (event_pb2.EVENT_STATUS_FAILED, 2)
+    assert not stored.processed
+    assert stored.HasField("processed_at")
+    assert stored.processing_error == "processing failed: LookupError"
+    assert stored.WhichOneof("enrichment") is None
+    assert json_format.MessageToDict(stored.payload) == {"a": 1}
+    assert list(alice.list(status=event_pb2.EVENT_STATUS_FAILED).events) == [stored]
+    assert alice.counts() == {"FAILED": 1}
 
 
 def test_an_event_is_found_by_its_key_as_by_its_id(alice: Caller) -> None:

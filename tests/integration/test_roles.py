@@ -1,36 +1,116 @@
 """Servers and workers run as a role that may do what they do, and nothing else."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, insert, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
 from eventstore import processing, retention
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
+from eventstore.schema import idempotency_keys
+from tests.integration.test_doctor import examine
+from tests.integration.test_health import health
+from tests.integration.test_partitions import NOW, day, old_partition
+from tests.integration.test_worker import FAST, start_worker, told
+from tests.kit.caller import event, refused
+from tests.kit.processes import Processes
+from tests.kit.server import Start, closing_engine, records, settings_for
+from tests.kit.waiting import eventually
 
 GRANTS = Path(__file__).parents[2] / "deploy" / "roles.sql"
 
 
 @pytest.fixture
-def as_application(database_url: str) -> Iterator[Engine]:
-    """The database of this test, as the role of `deploy/roles.sql`."""
+def application_url(database_url: str) -> str:
+    """Where the database of this test is, as the role of `deploy/roles.sql`."""
     owner = psycopg2.connect(database_url)
     owner.autocommit = True
     with owner.cursor() as cursor:
         cursor.execute("SELECT FROM pg_roles WHERE rolname = 'ingest_app'")
         if cursor.fetchone() is None:
             cursor.execute("CREATE ROLE ingest_app LOGIN")
+        # What everybody had before PostgreSQL 15, and what a careful owner takes from everybody:
+        # the file has to mend both.
+        cursor.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+        cursor.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
         cursor.execute(GRANTS.read_text())
     owner.close()
     url = make_url(database_url).set(username="ingest_app", password=None)
-    engine = build_engine(url.render_as_string(hide_password=False), name="test", pool_size=2)
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def as_application(application_url: str) -> Iterator[Engine]:
+    """An engine of that role."""
+    engine = build_engine(application_url, name="test", pool_size=2)
     yield engine
     engine.dispose()
+
+
+def test_every_call_and_both_processes_work_as_the_role(
+    application_url: str, broker_url: str, start_service: Start, processes: Processes
+) -> None:
+    env = settings_for(application_url, broker_url, **FAST)
+    server, worker = start_service(env), start_worker(processes, env)
+    assert health(server) == "SERVING"
+
+    alice, keyed = server.caller(), event(idempotency_key="first", payload={"page": "/"})
+    first = alice.submit(keyed)
+    assert alice.submit(keyed).duplicate
+    assert len(alice.batch([event(idempotency_key="second"), event()])) == 2
+    # The key that is free is given back: the only deletion of a call.
+    taken = event("other", idempotency_key="first")
+    refusal = refused(alice.batch, [event(idempotency_key="third"), taken])
+    assert refusal.verdict == ("ALREADY_EXISTS", "IDEMPOTENCY_CONFLICT")
+    assert alice.stream([[event(idempotency_key="third")], [event()]]).accepted == 2
+
+    eventually(lambda: alice.counts() == {"PROCESSED": 5})
+    assert alice.get(first.event_id) == alice.get(idempotency_key="first")
+    assert len(alice.list().events) == 5
+    assert health(server) == "SERVING"
+    for lines in (records(server.process), told(worker)):
+        assert {line["level"] for line in lines} == {"info"}
+
+
+def test_a_worker_of_the_role_keeps_partitions_and_retention(
+    database_url: str, application_url: str, broker_url: str, processes: Processes
+) -> None:
+    with closing_engine(database_url) as owner, owner.begin() as connection:
+        connection.execute(text(f"DROP TABLE events_{day(7)}"))
+        old_partition(connection, 40)
+        connection.execute(
+            insert(idempotency_keys).values(
+                user_id=str(uuid4()),
+                key="old",
+                event_id=str(uuid4()),
+                fingerprint=b"old",
+                received_at=NOW - timedelta(days=40),
+            )
+        )
+    # With two of them both may do a part of it.
+    more = {"RETENTION_DAYS": "30", "WORKER_PROCESSES": "1"}
+    worker = start_worker(processes, settings_for(application_url, broker_url, **FAST | more))
+
+    kept = eventually(lambda: [line for line in told(worker) if line["event"] == "house_kept"])
+
+    assert [kept[0][what] for what in ("partitions", "dropped", "keys_forgotten")] == [1, 1, 1]
+
+
+def test_doctor_as_the_role_sees_everything_and_finds_no_rights_too_many(
+    application_url: str, broker_url: str
+) -> None:
+    env = settings_for(application_url, broker_url)
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert (code, found["role"]) == (0, ("ok", "no DDL"))
+    assert found["default partition"] == ("ok", "empty")
 
 
 def test_the_role_can_keep_partitions_and_retention(as_application: Engine) -> None:
