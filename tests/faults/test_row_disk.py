@@ -30,7 +30,9 @@ def test_postgres_on_a_full_disk(case: Case, tmp_path: Path) -> None:
             trial.load()
             time.sleep(1.5)
             with full(disk):
+                began = time.monotonic()
                 time.sleep(case.count(5, 30))
+                ended = time.monotonic()
             freed = time.monotonic()
             if not rig.postgres.is_running:
                 rig.postgres.start()
@@ -39,7 +41,13 @@ def test_postgres_on_a_full_disk(case: Case, tmp_path: Path) -> None:
             history = trial.verdict()
             again = history.facts("ok", op="new", after=freed).entries[0].at - freed
             refused = {entry.code for entry in history.facts("unknown").entries}
-            case.note(f"first OK {again:.1f} s after space was free; refused with {refused}")
+            during = history.facts("unknown", after=began, before=ended).entries
+            assert during
+            stored = history.facts("ok", op="new", after=during[0].at, before=ended)
+            case.note(
+                f"{len(during)} refused with {refused}, {len(stored)} OK after the first of them;"
+                f" first OK {again:.1f} s after space was free"
+            )
             assert again <= 5
             assert refused <= _AWAY
             assert not rig.server.restarts

@@ -23,12 +23,16 @@ from tests.faults.ledger import execute, query
 from tests.faults.load import describe, make_event
 from tests.faults.rig import SERVICE, Rig, make_token
 from tests.faults.supervisor import Member
-from tests.faults.trial import Trial, resident
+from tests.faults.trial import Trial, counts, resident
 from tests.faults.verdict import BROKER_LINES
 from tests.kit.databases import fresh_database
 from tests.kit.processes import start_process
+from tests.kit.waiting import eventually
 
 _NOISE_MS = 50.0
+_DESCRIPTORS = 64
+#: What a worker without memory says.
+_SHORT = ("MemoryError", "out of memory")
 
 _BACKLOG = """
 INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,
@@ -211,28 +215,45 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
     time.sleep(1)
     for member in (rig.server, rig.workers[0]):
         for pid in member.pids():
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
-    sockets = []
-    for _ in range(80):
-        channel = grpc.insecure_channel(
-            rig.target(), options=(("grpc.use_local_subchannel_pool", 1),)
-        )
-        with suppress(grpc.FutureTimeoutError):
-            grpc.channel_ready_future(channel).result(0.05)
-        sockets.append(channel)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (_DESCRIPTORS, _DESCRIPTORS))
+    channels = [
+        grpc.insecure_channel(rig.target(), options=(("grpc.use_local_subchannel_pool", 1),))
+        for _ in range(80)
+    ]
+    connected = [grpc.channel_ready_future(channel) for channel in channels]
+    eventually(lambda: counts([rig.server.pid])[1] == _DESCRIPTORS)
     time.sleep(1)
-    for channel in sockets:
+    used = counts([rig.server.pid])[1]
+    refused = sum(not future.done() for future in connected)
+    for channel in channels:
         channel.close()
-    for pid in rig.workers[1].pids():
+    limited = rig.workers[1]
+    restarts, said = len(limited.restarts), len(limited.stderr())
+    for pid in limited.pids():
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(pid, resource.RLIMIT_AS, (size + (4 << 20),) * 2)
-    time.sleep(case.count(3, 30))
+    time.sleep(case.count(2, 30))
+    # The other one stands still: what takes memory comes to the one that has none.
+    rig.workers[0].signal_all(signal.SIGSTOP)
+    trial.submit({"fault": "take", "bytes": 128 << 20})
+    short = eventually(
+        lambda: (
+            [f"ended with {restart.code}" for restart in limited.restarts[restarts:]]
+            or [words for words in _SHORT if words in limited.stderr()[said:]]
+        ),
+        timeout=20,
+    )
     load.stop()
     for member in (rig.server, *rig.workers):
         member.kill_and_wait()
     history = trial.verdict(allowed=[r"Too many open files", r"OSError", r"MemoryError", r"EMFILE"])
 
-    case.note(f"{len(history.facts('unknown'))} attempts unknown")
+    case.note(
+        f"{used} descriptors used, {refused} of {len(channels)} connections refused; memory:"
+        f" {short}; {len(history.facts('unknown'))} attempts unknown"
+    )
+    assert used == _DESCRIPTORS
+    assert refused
     if os.geteuid() == 0:
         case.note("a limit of threads or of a cgroup's memory is not set: root is exempt from one,"
                   " and a plain box gives no cgroup of its own")  # fmt: skip

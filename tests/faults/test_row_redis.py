@@ -71,18 +71,13 @@ def test_work_goes_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None:
     began = time.monotonic()
     rig.redis.kill()
     time.sleep(case.count(6, 300))
-    ended = time.monotonic()
-    oldest = query(
-        rig.url,
-        "SELECT coalesce(max(extract(epoch FROM now() - received_at)), 0)::float FROM events"
-        " WHERE status = 1",
-    )[0][0]
+    ended, oldest = time.monotonic(), _oldest_open(rig)
     rig.redis.start()
     _still_fast(trial, case, began, ended)
     trial.verdict(allowed=BROKER_LINES)
 
     case.note(f"oldest open row {oldest:.1f} s")
-    assert oldest <= 8
+    assert oldest <= case.count(4, 8)
 
 
 @pytest.mark.row(11, "Redis stalls")
@@ -110,8 +105,14 @@ def test_a_stalled_redis_is_left_alone(trial: Trial, rig: Rig, case: Case) -> No
     assert cost <= 250
     calm = probe.milliseconds(0, began)
     stalled = probe.milliseconds(began, ended)
-    case.note(f"breaker after {opened:.1f} s; health p90 {calm:.0f} ms, then {stalled:.0f} ms")
+    # Before the breaker opens one call waits for 250 ms; on the event loop, health would as well.
+    slowest = max(ms for at, _, ms in probe.seen if began <= at < ended)
+    case.note(
+        f"breaker after {opened:.1f} s; health p90 {calm:.0f} ms, then {stalled:.0f} ms,"
+        f" slowest {slowest:.0f} ms"
+    )
     assert stalled <= calm + _NOISE_MS
+    assert slowest <= 2 * _NOISE_MS
     assert more_threads <= 2
 
 
@@ -125,14 +126,18 @@ def test_a_full_redis(trial: Trial, rig: Rig, case: Case) -> None:
     client.config_set("maxmemory", 4 << 20)  # less than is used: every write is refused
     began, lines = time.monotonic(), _noise(trial)
     time.sleep(case.count(5, 60))
-    ended, written = time.monotonic(), _noise(trial) - lines
+    ended, written, oldest = time.monotonic(), _noise(trial) - lines, _oldest_open(rig)
     client.flushall()
     client.config_set("maxmemory", 0)
     _still_fast(trial, case, began, ended)
     trial.verdict(allowed=BROKER_LINES)
 
     noise = Counter(str(line["process"]) for line in trial.logs.lines("broker_unavailable"))
-    case.note(f"{written} lines beside work in {ended - began:.0f} s; {dict(noise)}")
+    case.note(
+        f"{written} lines beside work in {ended - began:.0f} s; {dict(noise)};"
+        f" oldest open row {oldest:.1f} s"
+    )
+    assert oldest <= case.count(4, 8)
     assert all(count <= (ended - began) + 5 for count in noise.values())
     assert written <= len(rig.used) * (ended - began + 5)
 
@@ -257,6 +262,12 @@ def _garbage(trap: Path) -> Iterator[bytes]:
 
 def _client(rig: Rig) -> "redis.Redis":
     return redis.Redis.from_url(rig.redis.url)
+
+
+def _oldest_open(rig: Rig) -> float:
+    """Return for how many seconds the oldest event waits; for as long as the fault, if all do."""
+    seconds = "SELECT coalesce(max(extract(epoch FROM now() - received_at)), 0)::float"
+    return float(query(rig.url, seconds + " FROM events WHERE status = 1")[0][0])
 
 
 def _noise(trial: Trial) -> int:

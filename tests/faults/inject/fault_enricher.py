@@ -3,6 +3,7 @@
 {"fault": "raise"}                 raises
 {"fault": "exit"}                  ends the process at once, as a crash does
 {"fault": "grow"}                  takes memory until somebody ends the process
+{"fault": "take", "bytes": 1024}   takes so much memory for a moment
 {"fault": "loop"}                  never returns
 {"fault": "until", "file": path}   raises until the file exists
 {"fault": "sleep", "seconds": 1}   takes its time
@@ -24,6 +25,8 @@ def enrich(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
         os._exit(137)
     if fault == "grow":
         _grow()
+    if fault == "take":
+        bytearray(payload["bytes"])
     while fault == "loop":
         pass
     if fault == "sleep":
