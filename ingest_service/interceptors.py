@@ -17,7 +17,6 @@ from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier
 from ingest_service.call_timer import CallTimer
 from ingest_service.calls import OpenCalls
-from ingest_service.decode import parse_batch, parse_message
 from ingest_service.errors import (
     FieldInvalid,
     IngestError,
@@ -27,6 +26,7 @@ from ingest_service.errors import (
     Unavailable,
     Violation,
 )
+from ingest_service.parse import parse_batch, parse_message
 from ingest_service.principal import READ, WRITE, Principal, current_principal
 from ingest_service.status import internal_status, to_status
 from ingest_service.tally import Tally

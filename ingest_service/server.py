@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from eventstore.settings import Settings, SettingsError
 from ingest.v1 import ingest_service_pb2_grpc
-from ingest_service import answers, decode, jsontext
+from ingest_service import answers, decode, jsontext, parse
 from ingest_service.auth import MAX_TOKEN
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
@@ -72,7 +72,7 @@ def limits_in_force(settings: Settings) -> dict[str, float]:
         "connection_streams": MAX_STREAMS,
         "connection_idle_seconds": options["grpc.max_connection_idle_ms"] / 1_000,
         "handshake_seconds": options["grpc.server_handshake_timeout_ms"] / 1_000,
-        "batch_events": decode.MAX_BATCH,
+        "batch_events": parse.MAX_BATCH,
         "page_events": MAX_PAGE_SIZE,
         "event_bytes": decode.MAX_EVENT_BYTES,
         "text_bytes": decode.MAX_TEXT_BYTES,

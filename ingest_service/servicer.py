@@ -17,7 +17,7 @@ from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
-from ingest_service.decode import MAX_BATCH, EventDecoder, check_text, decode_bound, wrong_count
+from ingest_service.decode import EventDecoder, check_text, decode_bound
 from ingest_service.encode import encode_event, encode_receipts
 from ingest_service.errors import (
     Draining,
@@ -31,6 +31,7 @@ from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
 from ingest_service.pagetokens import make_page_token, read_page_token
+from ingest_service.parse import MAX_BATCH, wrong_count
 from ingest_service.principal import Principal, current_principal
 from ingest_service.reader import Reader
 from ingest_service.streaming import StreamIntake

@@ -17,12 +17,13 @@ from eventstore.values import (
 )
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import StreamEventsResponse
-from ingest_service.decode import EventDecoder, parse_stream
+from ingest_service.decode import EventDecoder
 from ingest_service.encode import encode_receipts
 from ingest_service.errors import FieldInvalid, IdempotencyConflict, IngestError, Violation
 from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
+from ingest_service.parse import parse_stream
 from ingest_service.wire import cut
 
 #: As the contract says.

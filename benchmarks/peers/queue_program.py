@@ -15,7 +15,7 @@ _BATCH = 100
 
 
 async def _procrastinate(url: str, jobs: int) -> float:
-    import procrastinate  # noqa: PLC0415
+    import procrastinate  # noqa: PLC0415  # only the peer that is asked for
 
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=url))
 
@@ -34,9 +34,9 @@ async def _procrastinate(url: str, jobs: int) -> float:
 
 
 async def _pgqueuer(url: str, jobs: int) -> float:
-    import asyncpg  # noqa: PLC0415
-    from pgqueuer import PgQueuer, Queries  # noqa: PLC0415
-    from pgqueuer.db import AsyncpgDriver  # noqa: PLC0415
+    import asyncpg  # noqa: PLC0415  # only the peer that is asked for
+    from pgqueuer import PgQueuer, Queries  # noqa: PLC0415  # only the peer that is asked for
+    from pgqueuer.db import AsyncpgDriver  # noqa: PLC0415  # only the peer that is asked for
 
     driver = AsyncpgDriver(await asyncpg.connect(url))
     queries = Queries(driver)
