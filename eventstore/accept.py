@@ -25,6 +25,10 @@ from eventstore.values import (
 #: (user_id, idempotency_key)
 Key = tuple[str, str]
 
+#: Events up to which a group with keys is written by one statement: that spares four round trips,
+#: and COPY spares PostgreSQL's time when they are more (figures: docs/decisions.md).
+_SMALL_GROUP = 100
+
 #: For one submission: the verdicts by position. A position that is missing was stored as new.
 Verdicts = dict[int, Verdict]
 
@@ -48,19 +52,31 @@ def accept(
     """Store what can be stored, and say what was decided of each submission.
 
     `unseen` are the users whose row may be missing or old. The second result holds the rows
-    written, in order. Nothing is committed here. Users and keys are written in sorted order, so
-    that two groups never wait for each other in a circle.
+    written, in order. Nothing is committed here, unless the connection does so by itself. Users and
+    keys are written in sorted order, so that two groups never wait for each other in a circle.
     """
     if unseen:
         upsert_users(connection, unseen)
     verdicts: list[Verdicts] = [{} for _ in submissions]
-    if _is_alone(connection, submissions):
-        return verdicts, _store_alone(connection, submissions[0], verdicts[0], next_attempt)
-    if _has_keys(submissions):
-        rows = _settle_keys(connection, submissions, verdicts)
+    rows = [event for submission in submissions for event in submission.events]
+    first: dict[Key, NewEvent] = {}
+    for event in rows:
+        if event.fingerprint:
+            first.setdefault((event.user_id, event.idempotency_key), event)
+    if not first:
+        bulk(connection).insert_events(connection, rows, next_attempt)
+        return verdicts, rows
+    plain = [event for event in rows if not event.fingerprint]
+    owners = [first[key] for key in sorted(first)]
+    if together := _is_small(connection, submissions):
+        written = bulk(connection).insert_keyed(connection, owners + plain, next_attempt)
+        all_new = len(written) == len(rows)
     else:
-        rows = [event for submission in submissions for event in submission.events]
-    if rows:
+        written = bulk(connection).insert_keys(connection, owners)
+        all_new = len(written) == len(rows) - len(plain)
+    if not all_new:
+        rows = _settle_keys(connection, submissions, verdicts, first, written)
+    if rows and not together:
         bulk(connection).insert_events(connection, rows, next_attempt)
     return verdicts, rows
 
@@ -71,7 +87,7 @@ def is_one_statement(
     """Whether `accept` will write with one statement, which needs no transaction around it."""
     if unseen or connection.dialect.name == "sqlite":
         return False
-    return _is_alone(connection, submissions) or not _has_keys(submissions)
+    return _is_small(connection, submissions) or not _has_keys(submissions)
 
 
 def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
@@ -94,46 +110,36 @@ def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
     )
 
 
-def _is_alone(connection: Connection, submissions: Sequence[Submission]) -> bool:
-    """Whether the group is one event with a key, and the database can write both at once."""
-    events = submissions[0].events
-    return (
-        len(submissions) == len(events) == 1
-        and bool(events[0].fingerprint)
-        and connection.dialect.name == "postgresql"
-    )
-
-
-def _store_alone(
-    connection: Connection, submission: Submission, found: Verdicts, next_attempt: datetime
-) -> list[NewEvent]:
-    """Store the one event of a group, unless its key is taken."""
-    (event,) = submission.events
-    if bulk(connection).insert_keyed(connection, event, next_attempt):
-        return [event]
-    # Only read: were the key to expire now, the group would be tried again.
-    holders = _read_holders(connection, [(event.user_id, event.idempotency_key)])
-    return _judge(submission, holders, found)
-
-
 def _has_keys(submissions: Sequence[Submission]) -> bool:
     return any(event.fingerprint for submission in submissions for event in submission.events)
 
 
+def _is_small(connection: Connection, submissions: Sequence[Submission]) -> bool:
+    """Whether keys and events are written in one statement, each event unless its key is taken.
+
+    Not those of an atomic batch, which one taken key may refuse as a whole.
+    """
+    if connection.dialect.name == "sqlite":
+        return False
+    counts = [len(submission.events) for submission in submissions]
+    return sum(counts) <= _SMALL_GROUP and not any(
+        submission.atomic and count > 1
+        for submission, count in zip(submissions, counts, strict=True)
+    )
+
+
 def _settle_keys(
-    connection: Connection, submissions: Sequence[Submission], verdicts: Sequence[Verdicts]
+    connection: Connection,
+    submissions: Sequence[Submission],
+    verdicts: Sequence[Verdicts],
+    first: dict[Key, NewEvent],
+    written: set[str],
 ) -> list[NewEvent]:
-    """Decide by idempotency key which events are new, in the order of the submissions."""
-    events = [event for submission in submissions for event in submission.events]
-    keyed = [event for event in events if event.fingerprint]
-    first: dict[Key, NewEvent] = {}
-    for event in keyed:
-        first.setdefault((event.user_id, event.idempotency_key), event)
-    free = bulk(connection).insert_keys(connection, [first[key] for key in sorted(first)])
-    if len(free) == len(keyed):
-        # Mostly no key was taken before, and none comes twice.
-        return events
-    holders = _read_holders(connection, [key for key in first if key not in free])
+    """Decide by idempotency key which events are new, in the order of the submissions.
+
+    `first` has the event for which each key was tried; `written` are the ids of those that got it.
+    """
+    holders = _read_holders(connection, [key for key in first if first[key].id not in written])
     owners: dict[Key, NewEvent] = {}
     rows: list[NewEvent] = []
     for submission, found in zip(submissions, verdicts, strict=True):
@@ -148,7 +154,8 @@ def _settle_keys(
                 holders[key] = _as_holder(event)
     # A key was written for the first event that has it. When that event's batch was refused as a
     # whole, the key belongs to a later event of the group, or to none.
-    astray = [key for key in sorted(free) if owners.get(key) is not first[key]]
+    mine = [key for key in sorted(first) if first[key].id in written]
+    astray = [key for key in mine if owners.get(key) is not first[key]]
     if astray:
         pair = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
         connection.execute(delete(idempotency_keys).where(pair.in_(astray)))
@@ -164,7 +171,8 @@ def _judge(submission: Submission, holders: dict[Key, _Holder], found: Verdicts)
         if event.fingerprint:
             key = (event.user_id, event.idempotency_key)
             holder = holders.get(key) or mine.get(key)
-            if holder is not None:
+            # What holds its own key was written when this group was tried before.
+            if holder is not None and holder.event_id != event.id:
                 found[position] = (
                     Duplicate(holder.event_id, holder.received_at, holder.status)
                     if holder.fingerprint == event.fingerprint

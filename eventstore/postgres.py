@@ -73,14 +73,27 @@ ON CONFLICT DO NOTHING
 RETURNING event_id::text
 """)  # fmt: skip
 
-#: One event alone and its key: both or neither, and nothing else in the transaction.
-_INSERT_KEYED = _Prepared("ingest_keyed", f"{_ROW_TYPES}, bytea", f"""
-WITH free AS (
+#: Events with their keys, each with its own or not at all, and nothing else in the transaction.
+_INSERT_KEYED = _Prepared(
+    "ingest_keyed",
+    "uuid[], uuid[], timestamptz[], timestamptz[], timestamptz, text[], text[], text[], text[],"
+    " bytea[], jsonb, jsonb",
+    f"""
+WITH sent AS (
+  SELECT * FROM ROWS FROM (unnest($1, $2, $3, $4, $6, $7, $8, $9, $10),
+                           jsonb_array_elements($11), jsonb_array_elements($12))
+    AS r (user_id, id, received_at, occurred_at, type, source, subject, key, fingerprint,
+          attributes, payload)
+), free AS (
   INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
-  VALUES ($1, $9, $2, $12, $3) ON CONFLICT DO NOTHING RETURNING key
+  SELECT user_id, key, id, fingerprint, received_at FROM sent WHERE key <> ''
+  ON CONFLICT DO NOTHING RETURNING event_id
 )
 INSERT INTO events ({_COPY_COLUMNS})
-SELECT $1, $2, $3, $4, $5, $6, $7, $8, free.key, $10, $11 FROM free
+SELECT user_id, id, received_at, occurred_at, $5, type, source, subject, nullif(key, ''),
+       nullif(attributes, 'null'), payload
+FROM sent WHERE key = '' OR id IN (SELECT event_id FROM free)
+RETURNING id::text
 """)  # fmt: skip  # noqa: S608  # our own constant
 
 # The statements below drive the look-up by two lists, of users and of ids, and never by a join: so
@@ -138,7 +151,9 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
     of what is done here for one event.
     """
     if len(rows) == 1:
-        _insert_one(connection, _INSERT_ONE, _row(rows[0], next_attempt))
+        execute = _INSERT_ONE.call(connection, _COPY_TABS + 1)
+        with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
+            cursor.execute(execute, _row(rows[0], next_attempt))
         return
     due = str(next_attempt)
     lines = []
@@ -163,17 +178,38 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
         cursor.copy_expert(_COPY, io.BytesIO(text), _COPY_PIECE)
 
 
-def insert_keyed(connection: Connection, row: NewEvent, next_attempt: datetime) -> bool:
-    """Write one event and its idempotency key; returns whether the key was free.
+def insert_keyed(
+    connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime
+) -> set[str]:
+    """Write events, each whose idempotency key is taken excepted; returns the ids of those written.
 
-    One statement, which needs no transaction around it.
+    One statement, which needs no transaction around it. As for `insert_keys`, `rows` must be in the
+    order of (user_id, key) and hold no key twice; an event without a key is written in any case.
     """
-    values = (*_row(row, next_attempt), row.fingerprint)
-    return _insert_one(connection, _INSERT_KEYED, values) == 1
+    times = {id(at): f'"{at}"' for row in rows for at in (row.received_at, row.occurred_at)}
+    arguments = (
+        array(row.user_id for row in rows),
+        array(row.id for row in rows),
+        array(times[id(row.received_at)] for row in rows),
+        array(times[id(row.occurred_at)] for row in rows),
+        str(next_attempt),
+        _text_array(row.type for row in rows),
+        _text_array(row.source for row in rows),
+        _text_array(row.subject for row in rows),
+        _text_array(row.idempotency_key for row in rows),
+        array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
+        # One JSON text each: arrays would have every quotation mark of them escaped.
+        "[" + ",".join(row.attributes or "null" for row in rows) + "]",
+        "[" + ",".join(row.payload for row in rows) + "]",
+    )
+    execute = _INSERT_KEYED.call(connection, len(arguments))
+    with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
+        cursor.execute(execute, arguments)
+        return {written for (written,) in cursor}
 
 
-def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[str, str]]:
-    """Insert idempotency keys that are free and return those, as (user_id, key).
+def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
+    """Insert idempotency keys that are free and return the ids of the events that have them now.
 
     `rows` must be sorted by (user_id, key) and hold no key twice: two groups that insert the same
     keys in another order would deadlock, even with DO NOTHING.
@@ -183,13 +219,12 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[s
     times = {row.received_at: f'"{row.received_at}"' for row in rows}
     arrays = (
         array(row.user_id for row in rows),
-        _text_array([row.idempotency_key for row in rows]),
+        _text_array(row.idempotency_key for row in rows),
         array(row.id for row in rows),
         array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
         array(times[row.received_at] for row in rows),
     )
-    written = {found for (found,) in _INSERT_KEYS.run(connection, arrays)}
-    return {(row.user_id, row.idempotency_key) for row in rows if row.id in written}
+    return {written for (written,) in _INSERT_KEYS.run(connection, arrays)}
 
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
@@ -255,14 +290,6 @@ def _row(event: NewEvent, next_attempt: datetime) -> tuple[str | None, ...]:
     times = (str(at), str(occurred_at), str(next_attempt))
     texts = (type_, source, subject, key or None, attributes or None, payload)
     return (user, id_, *times, *texts)
-
-
-def _insert_one(connection: Connection, statement: _Prepared, values: Sequence[Any]) -> int:
-    """Insert through a plain cursor, and return the number of rows."""
-    execute = statement.call(connection, len(values))
-    with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
-        cursor.execute(execute, values)
-        return int(cursor.rowcount)
 
 
 def _text_array(texts: Iterable[str]) -> str:

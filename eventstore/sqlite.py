@@ -71,8 +71,8 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
     connection.exec_driver_sql(_INSERT, values)
 
 
-def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[str, str]]:
-    """Insert idempotency keys that are free and return those, as (user_id, key)."""
+def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
+    """Insert idempotency keys that are free and return the ids of the events that have them now."""
     taken: set[tuple[str, str]] = set()
     pair = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
     for start in range(0, len(rows), _KEYS_PER_STATEMENT):
@@ -94,7 +94,7 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[tuple[s
                 for row in free
             ],
         )
-    return {(row.user_id, row.idempotency_key) for row in free}
+    return {row.id for row in free}
 
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:

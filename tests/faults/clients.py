@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tests.faults.load import Client, Plan
 from tests.faults.pollers import Poller
-from tests.faults.writers import StreamWriter, UnaryWriter
+from tests.faults.writers import BatchWriter, StreamWriter, UnaryWriter
 
 
 def main(argument: str) -> None:
@@ -22,11 +22,13 @@ def main(argument: str) -> None:
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
     unary = [Client(plan, f"unary{number}", stopping) for number in range(plan.unary)]
     streams = [Client(plan, f"stream{number}", stopping) for number in range(plan.streams)]
+    batches = [Client(plan, f"batch{number}", stopping) for number in range(plan.batches)]
     polling = [Client(plan, f"poll{number}", stopping) for number in range(plan.pollers)]
     runs: list[Callable[[], None]] = [
         *(UnaryWriter(client).run for client in unary),
         *(StreamWriter(client).run for client in streams),
-        *(Poller(client, unary + streams).run for client in polling),
+        *(BatchWriter(client).run for client in batches),
+        *(Poller(client, unary + streams + batches).run for client in polling),
     ]
     threads = [threading.Thread(target=run, daemon=True) for run in runs]
     for thread in threads:

@@ -41,6 +41,7 @@ class Plan:
     seed: int = 1
     unary: int = 2
     streams: int = 2
+    batches: int = 1
     pollers: int = 2
     #: Events per second of each writer.
     unary_rate: float = 30.0

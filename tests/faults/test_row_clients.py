@@ -38,7 +38,13 @@ _WAVE = 10
 def test_clients_that_die(trial: Trial, case: Case) -> None:
     """What they had sent is sent again as a whole, and is there once."""
     for turn in range(case.count(2, 50)):
-        plan = {"unary": 0, "pollers": 0, "seed": turn, "run": f"{trial.subject}-dies{turn}"}
+        plan = {
+            "unary": 0,
+            "batches": 0,
+            "pollers": 0,
+            "seed": turn,
+            "run": f"{trial.subject}-dies{turn}",
+        }
         load = trial.load(**plan)
         time.sleep(case.random.uniform(0.8, 1.6))
         load.kill()
@@ -240,7 +246,7 @@ def test_a_noisy_user(trial: Trial, rig: Rig, case: Case, share: int) -> None:
     rate, seconds = 30.0, case.count(8, 60)
     with rig.changed(rig.server, INGEST_USER_EVENTS_PER_SECOND=str(share)):
         noisy = Trial(rig, seed=1)
-        trial.load(streams=0, pollers=0, unary=1, unary_rate=rate)
+        trial.load(streams=0, batches=0, pollers=0, unary=1, unary_rate=rate)
         time.sleep(2)
         calm = time.monotonic()
         time.sleep(seconds)

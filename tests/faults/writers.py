@@ -1,15 +1,22 @@
-"""The two kinds of writers: one call per event, and streams that stay open for a second."""
+"""The three kinds of writers: calls of one event, of a batch, and streams open for a second."""
 
 import time
 from collections.abc import Iterator
 from functools import partial
 
-from ingest.v1.ingest_service_pb2 import StreamEventsRequest, SubmitEventRequest
+from ingest.v1.ingest_service_pb2 import (
+    BatchSubmitEventsRequest,
+    StreamEventsRequest,
+    SubmitEventRequest,
+)
 from tests.faults.load import Client, Operation
 
 #: Seconds between two messages of a stream, and messages of one stream.
 _MESSAGE_PAUSE = 0.1
 _MESSAGES = 10
+#: Seconds between two batches, and events of one.
+_BATCH_PAUSE = 0.4
+_BATCH = 10
 
 
 class UnaryWriter:
@@ -42,6 +49,37 @@ class UnaryWriter:
         )
         ms = (time.monotonic() - began) * 1000
         client.ok(operation, answer.receipt.event_id, answer.receipt.duplicate, ms, tries)
+
+
+class BatchWriter:
+    """Submits one atomic batch after the other, of new events and of resends."""
+
+    def __init__(self, client: Client) -> None:
+        """Take the client's name, journal and stub."""
+        self._client = client
+
+    def run(self) -> None:
+        """Write until told to stop."""
+        client = self._client
+        while not client.stopping.is_set():
+            chosen = [client.operation() for _ in range(_BATCH)]
+            # A conflict would refuse the whole batch; row 35 does that.
+            batch = _without_repeats([each for each in chosen if each.op != "conflict"])
+            client.invoke(batch)
+            client.until_answered(batch, partial(self._submit, batch))
+            client.stopping.wait(_BATCH_PAUSE)
+
+    def _submit(self, batch: list[Operation], tries: int) -> None:
+        client = self._client
+        began = time.monotonic()
+        answer = client.stub.BatchSubmitEvents(
+            BatchSubmitEventsRequest(events=[operation.event for operation in batch]),
+            timeout=client.plan.attempt_timeout,
+            metadata=client.metadata,
+        )
+        ms = (time.monotonic() - began) * 1000
+        for operation, receipt in zip(batch, answer.receipts, strict=True):
+            client.ok(operation, receipt.event_id, receipt.duplicate, ms, tries)
 
 
 class StreamWriter:

@@ -1,14 +1,17 @@
 """One group of the intake, written by hand: what it decides about keys, on both databases."""
 
 import hashlib
+import json
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from sqlalchemy import Engine, func, select
 
 from eventstore.accept import Verdicts, accept
 from eventstore.schema import events, idempotency_keys
 from eventstore.values import Duplicate, EventStatus, KeyConflict, NewEvent, Submission, User
 from ingest_service.ids import EventIds
+from tests.kit.server import closing_engine
 
 NOW = datetime.now(UTC)
 ALICE = User(
@@ -27,6 +30,10 @@ def made(content: str, key: str = "", user: User = ALICE) -> NewEvent:
 
 def submission(*rows: NewEvent, atomic: bool = True) -> Submission:
     return Submission(user=ALICE, events=rows, atomic=atomic, size=1)
+
+
+#: Events that make a group too large for the statement of small ones.
+MANY = 200
 
 
 def write(store: Engine, *group: Submission) -> list[Verdicts]:
@@ -51,7 +58,10 @@ def test_a_refused_batch_leaves_its_keys_to_a_later_submission_of_the_group(stor
     loser, winner = made("loser", "wanted"), made("winner", "wanted")
 
     verdicts = write(
-        store, submission(loser, made("other", "taken")), submission(winner), submission(winner)
+        store,
+        submission(loser, made("other", "taken")),
+        submission(winner),
+        submission(made("winner", "wanted")),
     )
 
     assert verdicts[0][1] == KeyConflict(first.id)
@@ -97,6 +107,83 @@ def test_a_group_of_many_users_and_keys_is_one_transaction(store: Engine) -> Non
     assert len(verdicts[0]) == 1_300
     assert all(isinstance(verdict, Duplicate) for verdict in verdicts[0].values())
     assert stored(store) == (700, {row.idempotency_key: row.id for row in rows[:700]})
+
+
+@pytest.mark.parametrize("beside", [0, MANY])
+def test_a_group_of_calls_and_streams_is_decided_alike_whatever_its_size(
+    store: Engine, beside: int
+) -> None:
+    """New, known, repeated and conflicting keys, and none, in an order that is not that of keys."""
+    first, known = made("first", "z"), made("known", "known")
+    write(store, submission(first), submission(known))
+    new, late, plain, third = made("new", "new"), made("late", "a"), made("plain"), made("3", "m")
+
+    verdicts = write(
+        store,
+        submission(new),
+        submission(made("first", "z")),
+        submission(made("other", "known")),
+        submission(plain, made("new", "new"), third, made("odd", "new"), late, atomic=False),
+        submission(made("late", "a")),
+        submission(*(made(f"more {number}") for number in range(beside)), atomic=False),
+    )
+
+    pending = EventStatus.PENDING
+    assert verdicts == [
+        {},
+        {0: Duplicate(first.id, NOW, pending)},
+        {0: KeyConflict(known.id)},
+        {1: Duplicate(new.id, NOW, pending), 3: KeyConflict(new.id)},
+        {0: Duplicate(late.id, NOW, pending)},
+        {},
+    ]
+    holders = {"z": first, "known": known, "new": new, "m": third, "a": late}
+    assert stored(store) == (6 + beside, {key: event.id for key, event in holders.items()})
+
+
+@pytest.mark.parametrize("beside", [0, MANY])
+def test_every_column_is_what_was_given_whatever_the_size_of_the_group(
+    store: Engine, beside: int
+) -> None:
+    """Attributes or none, JSON's null, texts that would mean something to an array or to COPY."""
+    odd = ['"', "\\", "{a,b}", "NULL", "null", "%s", "İ🎈", ""]
+    rows = [
+        made(f"type {text}", f"key {number}" if number % 2 else "")._replace(
+            source=text,
+            subject=text * 2,
+            occurred_at=NOW - timedelta(seconds=number),
+            attributes='{"k":"' + "v" * number + '"}' if number % 3 else "",
+            payload=("null", "[]", '"\\\\ \\" null"', "1.5", '{"a":{"b":null}}')[number % 5],
+        )
+        for number, text in enumerate(odd)
+    ]
+
+    write(
+        store,
+        submission(*rows, atomic=False),
+        submission(*(made("more") for _ in range(beside)), atomic=False),
+    )
+
+    with store.connect() as connection:
+        found = {row.id: row for row in connection.execute(select(events))}
+    for row in rows:
+        got = found[row.id]
+        assert (got.type, got.source, got.subject) == (row.type, row.source, row.subject)
+        assert (got.idempotency_key or "") == row.idempotency_key
+        assert (got.received_at, got.occurred_at) == (row.received_at, row.occurred_at)
+        assert json.loads(got.attributes or "null") == json.loads(row.attributes or "null")
+        assert (got.attributes is None) is (row.attributes == "")
+        assert json.loads(got.payload) == json.loads(row.payload)
+
+
+def test_a_group_that_was_written_before_is_new_when_it_is_tried_again(database_url: str) -> None:
+    """Its keys are its own: a statement that commits itself may be followed by a failed look-up."""
+    group = [submission(made("one", "k")), submission(made("two", "l"))]
+    with closing_engine(database_url) as postgres:
+        write(postgres, *group)
+
+        assert write(postgres, *group) == [{}, {}]
+        assert stored(postgres)[0] == 2
 
 
 def test_keys_of_any_text_are_kept_as_they_are(store: Engine) -> None:

@@ -100,14 +100,12 @@ def no_unique_key(_text: str) -> Patches:
     """Takes every idempotency key for free."""
 
     def patch(postgres: Any) -> None:
-        def insert_keyed(connection: Any, row: Any, next_attempt: Any) -> bool:
-            postgres.insert_events(connection, [row], next_attempt)
-            return True
+        def insert_keyed(connection: Any, rows: Any, next_attempt: Any) -> set[str]:
+            postgres.insert_events(connection, rows, next_attempt)
+            return {row.id for row in rows}
 
         postgres.insert_keyed = insert_keyed
-        postgres.insert_keys = lambda _connection, rows: {
-            (row.user_id, row.idempotency_key) for row in rows
-        }
+        postgres.insert_keys = lambda _connection, rows: {row.id for row in rows}
 
     return [("eventstore.postgres", patch)]
 
