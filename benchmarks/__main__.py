@@ -74,7 +74,7 @@ def measure(bench: Bench, chosen: list[Figure], runs: int) -> dict[str, Measured
     """Measure every figure once a round, in another order each round."""
     measured = {figure.name: Measured(figure=figure) for figure in chosen}
     for number in range(1, runs + 1):
-        todo = [(f, f.probe) for f in chosen if f.probe is not None and number <= f.most_runs]
+        todo = [(f, f.probe) for f in chosen if f.probe is not None]
         random.shuffle(todo)
         for figure, probe in todo:
             measured[figure.name].busy_before.append(machine.busy_percent())

@@ -1,6 +1,5 @@
 """Every figure of the report, in the order of the table."""
 
-from dataclasses import replace
 from functools import partial
 
 from benchmarks.figure import Figure, Target
@@ -23,8 +22,6 @@ from benchmarks.shapes import (
 
 _RATE, _MS = "events/s", "ms"
 _MILLION = 1_000_000
-#: Runs of what takes long and is no target of its own: scaling, peers, growth.
-_FEW_RUNS = 3
 
 
 def figures() -> list[Figure]:
@@ -39,7 +36,7 @@ def figures() -> list[Figure]:
         *_growth(),
         *_scaling(),
         *limits(),
-        *(peer if peer.key else replace(peer, most_runs=_FEW_RUNS) for peer in peers()),
+        *peers(),
     ]
 
 
@@ -60,7 +57,7 @@ def _accept() -> list[Figure]:
             name="memory_64_streams_github",
             unit="MB",
             probe=partial(memory, shape=GITHUB_64),
-            most_runs=_FEW_RUNS,
+            target=Target(most=200),
         ),
         _accepted("stream_medium", MEDIUM, "copy_medium"),
         _accepted("stream_github", GITHUB, "copy_github", Target(least_ratio=0.80)),
@@ -156,11 +153,10 @@ def _flow() -> list[Figure]:
         ),
         Figure(
             name="sustained", unit=_RATE, probe=partial(sustained, open_streams=True),
-            target=Target(least=40_000), most_runs=_FEW_RUNS,
+            target=Target(least=40_000),
         ),
         Figure(
             name="sustained_calls", unit=_RATE, probe=partial(sustained, open_streams=False),
-            most_runs=_FEW_RUNS,
         ),
         _detail(
             "cpu_per_million", "CPU s", "end_to_end", "cpu_all_s_per_million", Target(most=60)
@@ -186,15 +182,12 @@ def _latency() -> list[Figure]:
         ),
         Figure(
             name="latency_80", unit=_MS, probe=partial(flow.at_load, share=0.8),
-            most_runs=_FEW_RUNS,
         ),
         Figure(
             name="unary_p99_50", unit=_MS, probe=partial(flow.unary_at_load, share=0.5),
-            most_runs=_FEW_RUNS,
         ),
         Figure(
             name="unary_p99_80", unit=_MS, probe=partial(flow.unary_at_load, share=0.8),
-            most_runs=_FEW_RUNS,
         ),
     ]  # fmt: skip
 
@@ -244,7 +237,6 @@ def _growth() -> list[Figure]:
                 probe=probe,
                 limits=() if first else limit,
                 target=None if first else enough,
-                most_runs=1 if name == "growth_10m" else _FEW_RUNS,
             )
         )
         found.append(
@@ -271,7 +263,6 @@ def _scaling() -> list[Figure]:
             unit=_RATE,
             probe=partial(flow.end_to_end, servers=servers, workers=workers),
             limits=() if servers == workers == 1 else ("scale_1s_1w",),
-            most_runs=_FEW_RUNS,
         )
         for servers, workers in ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (2, 2))
     ]

@@ -62,8 +62,6 @@ class Figure:
     target: Target | None = None
     #: Whether `--quick` measures it.
     key: bool = False
-    #: Runs at most, for figures that take minutes.
-    most_runs: int = 100
 
 
 #: What others may use of the machine before and during a measurement, the kernel included.

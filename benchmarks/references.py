@@ -62,7 +62,7 @@ def peers() -> list[Figure]:
         _figure("peer_bulk_100", _EVENTS, partial(peer_accept, load=bulk)),
         _figure("peer_end_to_end", _EVENTS, partial(peer_end_to_end, load=one), key=True),
         _figure("peer_bulk_end_to_end", _EVENTS, partial(peer_end_to_end, load=bulk)),
-        _figure("procrastinate", "jobs/s", partial(queue_rate, name="procrastinate", jobs=8_000)),
+        _figure("procrastinate", "jobs/s", partial(queue_rate, name="procrastinate", jobs=4_000)),
         _figure("pgqueuer", "jobs/s", partial(queue_rate, name="pgqueuer", jobs=40_000)),
         _figure(
             "umadb_100", _EVENTS, partial(umadb_rate, events=400_000, per_append=100, threads=4)

@@ -1,5 +1,6 @@
 """The bare read and stamp: the worker's two statements, without Dramatiq, JSON and pipeline."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -58,10 +59,19 @@ def stamp_rate(bench: Bench, *, rows: int, group: int, threads: int = 4) -> Samp
         # Only for the connection settings; what runs is a plain psycopg2 cursor.
         engine = build_engine(database.url, name="bench", pool_size=threads, keyed=True)
         properties = "[" + ",".join([_PROPERTIES] * group) + "]"
+        meter, own = bench.cpu(), time.process_time()
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(partial(_stamp, engine, properties), shares))
+        own, cpu = time.process_time() - own, meter.stop()
         engine.dispose()
-        return Sample(value=rate(database), faults=database.faults(rows, processed=True))
+        return Sample(
+            value=rate(database),
+            detail={
+                "cpu_threads_s_per_million": round(own / rows * 1e6, 1),
+                "cpu_postgres_s_per_million": round(cpu["postgres"] / rows * 1e6, 1),
+            },
+            faults=database.faults(rows, processed=True),
+        )
 
 
 def _lookup(ids: Sequence[str]) -> tuple[str, str, str, str]:
