@@ -64,7 +64,8 @@ def accept(
         if event.fingerprint:
             first.setdefault((event.user_id, event.idempotency_key), event)
     if not first:
-        bulk(connection).insert_events(connection, rows, next_attempt)
+        if rows:
+            bulk(connection).insert_events(connection, rows, next_attempt)
         return verdicts, rows
     plain = [event for event in rows if not event.fingerprint]
     owners = [first[key] for key in sorted(first)]

@@ -12,7 +12,7 @@ from benchmarks.database import Database
 from benchmarks.figures.accept import Shape
 from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
 from benchmarks.open_loop import OpenLoad
-from benchmarks.sample import Sample, latency_detail, percentile
+from benchmarks.sample import Sample, cpu_detail, latency_detail, percentile
 from benchmarks.stack import DEFAULT_WORKER_PROCESSES, Bench, Server
 from benchmarks.usage import CpuMeter, peak_rss_mb
 from tests.kit.processes import Process
@@ -60,14 +60,13 @@ def end_to_end(
         load = shape.send(bench, server, events)
         backlog = database.pending()
         drain(database)
-        cpu = {name: s / events * 1e6 for name, s in meter.stop().items()}
+        cpu = meter.stop()
         after = database.counters()
         detail = {
             "accepted_per_s": round(events / load.seconds),
             "backlog_at_end_percent": round(100 * backlog / events, 1),
             **latency_detail(database.accept_to_processed(since), "processed"),
-            **{f"cpu_{name}_s_per_million": round(s, 1) for name, s in cpu.items()},
-            "cpu_all_s_per_million": round(sum(cpu.values()), 1),
+            **cpu_detail(cpu, events),
             "cpu_client_s_per_million": round(load.cpu_seconds / events * 1e6, 1),
             "server_rss_mb": round(peak_rss_mb(server.process.pid), 1),
             "worker_rss_mb": round(peak_rss_mb(worker.pid), 1),
@@ -89,9 +88,11 @@ def at_load(bench: Bench, *, share: float) -> Sample:
     with everything(bench) as (database, server, worker):
         most = highest(bench, database, server, open_streams=False)
         since = database.now()
+        meter = bench.cpu(server=server.process, worker=worker)
         load = send_streams(server, rate=share * most, seconds=seconds)
         backlog = database.pending()
         drain(database)
+        cpu = meter.stop()
         spent = database.accept_to_processed(since)
         sent = load.requests * PER_CALL
         return Sample(
@@ -102,6 +103,7 @@ def at_load(bench: Bench, *, share: float) -> Sample:
                 **latency_detail(spent, "processed"),
                 **latency_detail(load.latencies, "accept"),
                 **latency_detail(load.lateness, "late"),
+                **cpu_detail(cpu, sent),
                 "cpu_client_s_per_million": round(load.cpu_seconds / sent * 1e6, 1),
             },
             faults=server.sent.faults(database, worker=worker),

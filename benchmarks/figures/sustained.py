@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from benchmarks.database import Database
 from benchmarks.figures.flow import PER_CALL, drain, everything, highest, send_streams
 from benchmarks.open_loop import OpenLoad
-from benchmarks.sample import Sample, latency_detail
+from benchmarks.sample import Sample, cpu_detail, latency_detail
 from benchmarks.stack import Bench
 
 _STEPS = 4
@@ -35,7 +35,7 @@ class _Step:
     #: Events waiting at the end.
     backlog: int
     #: Of server, workers, PostgreSQL and Redis, until the last event was processed.
-    cpu_seconds: float
+    cpu: dict[str, float]
     load: OpenLoad = field(repr=False)
     processed: list[float] = field(repr=False)
 
@@ -60,7 +60,7 @@ def sustained(bench: Bench, *, open_streams: bool) -> Sample:
             meter = bench.cpu(server=server.process, worker=worker)
             load = send_streams(server, rate=rate, seconds=_SECONDS, open_streams=open_streams)
             drain(database)
-            return _step(database, rate, load, sum(meter.stop().values()))
+            return _step(database, rate, load, meter.stop())
 
         steps = _search(attempt, burst)
         held = [step for step in steps if step.holds]
@@ -77,7 +77,7 @@ def sustained(bench: Bench, *, open_streams: bool) -> Sample:
             detail |= {
                 "growth_percent": round(100 * best.growth, 2),
                 "backlog_at_end_ms_of_load": round(1e3 * best.backlog / best.events_per_s),
-                "cpu_all_s_per_million": round(1e6 * best.cpu_seconds / best.events, 1),
+                **cpu_detail(best.cpu, best.events),
                 **latency_detail(best.processed, "processed"),
                 **latency_detail(best.load.lateness, "late"),
             }
@@ -101,7 +101,7 @@ def _search(attempt: Callable[[float], _Step], rate: float) -> list[_Step]:
     return steps
 
 
-def _step(database: Database, rate: float, load: OpenLoad, cpu_seconds: float) -> _Step:
+def _step(database: Database, rate: float, load: OpenLoad, cpu: dict[str, float]) -> _Step:
     since = datetime.fromtimestamp(load.begun_at, UTC)
     finished = sorted(
         row[0]
@@ -121,7 +121,7 @@ def _step(database: Database, rate: float, load: OpenLoad, cpu_seconds: float) -
         events_per_s=load.requests * PER_CALL / _SECONDS,
         growth=_slope(moments, [backlog(moment) for moment in moments]) / rate,
         backlog=backlog(_SECONDS),
-        cpu_seconds=cpu_seconds,
+        cpu=cpu,
         load=load,
         processed=database.accept_to_processed(since),
     )

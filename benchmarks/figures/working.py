@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from benchmarks import fill
 from benchmarks.database import Database
-from benchmarks.sample import Sample
+from benchmarks.sample import Sample, cpu_detail
 from benchmarks.stack import Bench
 from benchmarks.usage import peak_rss_mb
 from tests.kit.waiting import eventually
@@ -30,13 +30,12 @@ def work(bench: Bench, *, rows: int, group: int, processes: int | None) -> Sampl
         with bench.workers(database, processes=processes) as worker:
             meter, metered = bench.cpu(worker=worker), database.pending()
             eventually(lambda: not database.any_pending(), timeout=120, interval=0.5)
-            cpu = {name: seconds / metered * 1e6 for name, seconds in meter.stop().items()}
+            cpu = meter.stop()
             rss = peak_rss_mb(worker.pid)
         return Sample(
             value=rate(database),
             detail={
-                **{f"cpu_{name}_s_per_million": round(s, 1) for name, s in cpu.items()},
-                "cpu_all_s_per_million": round(sum(cpu.values()), 1),
+                **cpu_detail(cpu, metered),
                 "worker_rss_mb": round(rss, 1),
                 "wal_bytes_per_event": round((database.counters().wal_bytes - before) / rows),
             },

@@ -12,7 +12,7 @@ from benchmarks.database import Database
 from benchmarks.frames import write_body
 from benchmarks.h2load import Load, post
 from benchmarks.peers.environment import peer_python
-from benchmarks.sample import Sample, latency_detail
+from benchmarks.sample import Sample, cpu_detail, latency_detail
 from benchmarks.stack import Bench, free_port
 from benchmarks.usage import CpuMeter
 from tests.kit.databases import fresh_database
@@ -113,8 +113,7 @@ def peer_end_to_end(bench: Bench, load: HttpLoad) -> Sample:
             detail={
                 "accepted_per_s": round(events / done.seconds),
                 **latency_detail(peer.database.accept_to_processed(since), "processed"),
-                **{f"cpu_{k}_s_per_million": round(v / events * 1e6) for k, v in cpu.items()},
-                "cpu_all_s_per_million": round(sum(cpu.values()) / events * 1e6),
+                **cpu_detail(cpu, events),
             },
         )
 
