@@ -99,6 +99,7 @@ CONTROLS = (
     Control(plant="no-sweeper", storm=_flushes, told="left open"),
     Control(plant="no-unique-key", storm=_calm, told="stored twice"),
     Control(plant="wall-clock-lease skew=600", storm=_slow_recovery, told="taken back early"),
+    Control(plant="own-clock-lease skew=600", storm=_slow_recovery, told="taken back early"),
     Control(plant="attempt-not-counted", storm=_poison, told="left open"),
     Control(plant="swallow-failed-group", storm=_database_dies, told="acknowledged but missing"),
     Control(plant="dispatch-before-commit", storm=_calm, told="first deliveries are lost"),

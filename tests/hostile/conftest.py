@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile.stopwatch import answering_promptly
 from tests.hostile.vitals import staying_well
 from tests.kit.server import Service, Start, alice, bob, running, service, store, store_url
 
@@ -22,7 +23,8 @@ def _stays_well(request: pytest.FixtureRequest) -> Iterator[None]:
     if "service" not in request.fixturenames:
         yield
         return
-    with staying_well(request.getfixturevalue("service")):
+    service = request.getfixturevalue("service")
+    with staying_well(service), answering_promptly(service):
         yield
 
 
@@ -36,6 +38,7 @@ def start_service(tmp_path: Path) -> Iterator[Start]:
             folder = tmp_path / f"server-{next(numbers)}"
             started = opened.enter_context(running(folder, env, command))
             opened.enter_context(staying_well(started))
+            opened.enter_context(answering_promptly(started))
             return started
 
         yield start

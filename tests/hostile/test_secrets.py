@@ -1,6 +1,5 @@
 """No secret comes out: not in a log, an answer, a report, a command line, nor when things break."""
 
-import base64
 import json
 import re
 import time
@@ -8,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, urlsplit, urlunsplit
-from uuid import uuid4
 
 import grpc
 import pytest
@@ -18,6 +15,17 @@ from ruamel.yaml import YAML
 
 from eventstore.settings import Settings, SettingsError
 from ingest_service.cli import main
+from tests.hostile.canaries import (
+    ATTRIBUTE,
+    BROKER,
+    DATABASE,
+    EMAIL,
+    PAYLOAD,
+    SECRET,
+    TOKEN,
+    leaks,
+    with_password,
+)
 from tests.kit.caller import Caller, event
 from tests.kit.databases import close_database
 from tests.kit.forks import run_all
@@ -29,39 +37,6 @@ from tests.kit.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 FAST = {"SWEEP_SECONDS": "0.2", "DISPATCH_GRACE_SECONDS": "0.5"}
-
-
-def canary(name: str) -> str:
-    """Return a text that stands nowhere else."""
-    return f"canary{uuid4().hex}{name}"
-
-
-DATABASE, BROKER, SECRET = canary("database"), canary("broker"), canary("secret")
-PAYLOAD, ATTRIBUTE, EMAIL, TOKEN = (canary(name) for name in ("payload", "attr", "email", "token"))
-SECRETS = (DATABASE, BROKER, SECRET, PAYLOAD, ATTRIBUTE, EMAIL, TOKEN)
-
-
-def leaks(text: str) -> list[str]:
-    """Return the secrets that a text holds, in whatever spelling."""
-    return [
-        secret
-        for secret in SECRETS
-        for spelling in (
-            secret,
-            quote(secret),
-            secret.encode().hex(),
-            base64.b64encode(secret.encode()).decode().rstrip("=")[:-2],
-        )
-        if spelling in text
-    ]
-
-
-def with_password(url: str, password: str) -> str:
-    """Return a URL with this password; the tests' PostgreSQL lets everybody in."""
-    parts = urlsplit(url)
-    user = parts.username or ""
-    where = f"{user}:{password}@{parts.hostname}:{parts.port}"
-    return urlunsplit(parts._replace(netloc=where))
 
 
 @pytest.fixture(scope="module")

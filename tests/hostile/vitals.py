@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from tests.kit.server import Service
 from tests.kit.waiting import eventually
@@ -12,6 +13,10 @@ from tests.kit.waiting import eventually
 #: What one test may leave behind: pools and caches fill up, and freed memory is kept for the next.
 _MORE_DESCRIPTORS = 12
 _MORE_BYTES = 100 << 20
+#: Threads beyond those at the first look at a server, for all tests together: each is started when
+#: it is needed first. Four read, one decodes, one watches over statements; the rest is gRPC's own.
+_MORE_THREADS = 10
+_FIRST_THREADS: WeakKeyDictionary[Service, int] = WeakKeyDictionary()
 
 
 def rss(service: Service) -> int:
@@ -43,6 +48,12 @@ def descriptors(service: Service) -> int:
     return len(os.listdir(f"/proc/{service.process.pid}/fd"))  # noqa: PTH208  # only their number
 
 
+def threads(service: Service) -> int:
+    """Return how many threads the server has."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text(encoding="ascii")
+    return int(status.partition("Threads:")[2].split()[0])
+
+
 def complaints(service: Service, since: int) -> list[str]:
     """Return what the server logged as an error of its own, from this byte of the log on.
 
@@ -65,6 +76,7 @@ def staying_well(service: Service) -> Iterator[None]:
     """Have a server afterwards as it was before: it serves at once, and has kept nothing."""
     log = service.process._stderr.stat().st_size
     memory, files = rss(service), descriptors(service)
+    most_threads = _FIRST_THREADS.setdefault(service, threads(service)) + _MORE_THREADS
     yield
     if service.process.returncode == 0:
         return  # the test told it to end
@@ -73,4 +85,5 @@ def staying_well(service: Service) -> Iterator[None]:
         assert service.caller().is_served()
     assert complaints(service, log) == []
     eventually(lambda: descriptors(service) <= files + _MORE_DESCRIPTORS, timeout=20)
+    eventually(lambda: threads(service) <= most_threads, timeout=20)
     assert rss(service) - memory <= _MORE_BYTES

@@ -1,6 +1,7 @@
 """Daily partitions and retention: made ahead, filled from the default, dropped when final."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from eventstore.schema import events, idempotency_keys
 from eventstore.values import EventStatus
 from tests.kit.rows import ALICE, add, rows_of
 from tests.kit.server import closing_engine
+from tests.kit.waiting import eventually
 
 NOW = datetime.now(UTC)
 TODAY = NOW.date()
@@ -145,6 +147,39 @@ def test_old_partitions_are_dropped_and_those_with_pending_events_stay(postgres:
 def test_days_kept_must_be_at_least_one(postgres: Engine) -> None:
     with pytest.raises(Exception, match="days_kept"), postgres.begin() as connection:
         retention.drop_old_events(connection, now=NOW, days=0)
+
+
+def make(connection: Connection) -> int:
+    return retention.ensure_partitions(connection, days_ahead=10)
+
+
+def drop(connection: Connection) -> int:
+    return retention.drop_old_events(connection, now=NOW, days=30)
+
+
+@pytest.mark.parametrize("keep", [make, drop])
+def test_two_workers_that_keep_house_at_once_get_along(
+    postgres: Engine, keep: Callable[[Connection], int]
+) -> None:
+    """The second comes while the first has not committed: it leaves the work to that one."""
+    with postgres.begin() as connection:
+        old_partition(connection, 31)
+
+    def second() -> int:
+        with postgres.begin() as connection:
+            return keep(connection)
+
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with ThreadPoolExecutor(1) as pool, postgres.connect() as watch, postgres.connect() as first:
+        done = keep(first)
+        other = pool.submit(second)
+        eventually(lambda: other.done() or watch.execute(waiting).scalar_one())
+        first.commit()
+
+        assert (done, other.result()) == (3 if keep is make else 1, 0)
+    with postgres.begin() as connection:
+        assert keep(connection) == 0
+        assert (day(10) in partitions(connection)) == (keep is make)
 
 
 def test_sqlite_deletes_old_final_events_only(sqlite: Engine) -> None:

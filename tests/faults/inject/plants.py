@@ -1,17 +1,22 @@
 """Bugs and oddities that FAULTS_PLANT switches on, each as patches of one or more modules.
 
 A plant takes the text after its `=` and returns (module, patch) pairs; a patch runs right after
-the module was imported. The bugs are what the suite must catch; `skew` is a tool.
+the module was imported, and `package.*` is every module of a package. The bugs are what the suite
+must catch; `note_handlers` and `skew` are tools.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
+from skewed import skew_dates, skew_time  # type: ignore[import-not-found]  # beside this file
+
 Patches = list[tuple[str, Callable[[ModuleType], None]]]
+_PRODUCT = ("eventstore.*", "ingest_service.*", "worker.*")
 
 
 def acknowledge_before_commit(_text: str) -> Patches:
@@ -190,25 +195,58 @@ def asynchronous_commit(_text: str) -> Patches:
     return [("eventstore.engine", patch)]
 
 
+def own_clock_lease(_text: str) -> Patches:
+    """Does the same with `datetime.now`, as the product's own line would."""
+
+    def patch(processing: Any) -> None:
+        exec(_OWN_CLOCK, vars(processing))  # noqa: S102  # so that its names are the module's
+
+    return [("eventstore.processing", patch)]
+
+
+_OWN_CLOCK = """
+from datetime import UTC, datetime
+from eventstore.clock import in_seconds as database_time
+def in_seconds(seconds):
+    return database_time(seconds) if seconds else datetime.now(UTC)
+"""
+
+
+def note_handlers(text: str) -> Patches:
+    """Writes a line to a file when a handler of a call is entered and when it is left; no bug."""
+    file = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def noting(handler: Any) -> Any:
+        async def noted(*args: Any) -> Any:
+            os.write(file, f"entered {handler.__name__}\n".encode())
+            try:
+                return await handler(*args)
+            finally:
+                os.write(file, f"left {handler.__name__}\n".encode())
+
+        return noted
+
+    def patch(module: Any) -> None:
+        servicer = getattr(module, "IngestServicer", None) or module.Statuses
+        for name, found in list(vars(servicer).items()):
+            if name[0].isupper():
+                setattr(servicer, name, noting(found))
+
+    return [("ingest_service.servicer", patch), ("ingest_service.health", patch)]
+
+
 def skew(text: str) -> Patches:
     """Moves the wall clock of the process by so many seconds; no bug."""
-    seconds = float(text)
-    true_time = time.time
-    time.time = lambda: true_time() + seconds
-
-    class Skewed(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Any:
-            return datetime.now(tz) + timedelta(seconds=seconds)
-
-    def patch(api_jwt: Any) -> None:
-        api_jwt.datetime = Skewed
+    skew_time(float(text))
 
     def patch_deadlines(interceptors: Any) -> None:
         # gRPC's core keeps the true clock, so what is left of a deadline would be wrong here only.
         interceptors._LEAST_REMAINING = float("-inf")
 
-    return [("jwt.api_jwt", patch), ("ingest_service.interceptors", patch_deadlines)]
+    return [
+        ("ingest_service.interceptors", patch_deadlines),
+        *((module, skew_dates(float(text))) for module in ("jwt.api_jwt", *_PRODUCT)),
+    ]
 
 
 PLANTS: dict[str, Callable[[str], Patches]] = {
@@ -224,6 +262,8 @@ PLANTS: dict[str, Callable[[str], Patches]] = {
         attempt_not_counted,
         no_final_guard,
         asynchronous_commit,
+        own_clock_lease,
+        note_handlers,
         skew,
     )
 }

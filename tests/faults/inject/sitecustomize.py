@@ -32,14 +32,18 @@ class _PatchingLoader(importlib.abc.Loader):
 class _PatchingFinder(importlib.abc.MetaPathFinder):
     def __init__(self, patches: dict[str, list[Patch]]) -> None:
         self._patches = patches
+        self._asked: set[str] = set()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        patches = self._patches.pop(name, None)
-        if patches is None:
+        package = f"{name.partition('.')[0]}.*"
+        # What is for a whole package comes last: it sees what the others planted.
+        patches = [*self._patches.get(name, ()), *self._patches.get(package, ())]
+        if not patches or name in self._asked:
             return None
-        # The name is taken out already, so this asks the other finders.
+        # The name is noted, so this asks the other finders.
+        self._asked.add(name)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             spec.loader = _PatchingLoader(spec.loader, patches)
