@@ -4,26 +4,25 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Connection, delete, func, select, tuple_
+from sqlalchemy import Connection, func
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventstore.bulk import bulk
 from eventstore.clock import in_seconds
 from eventstore.errors import ContentionError
-from eventstore.schema import idempotency_keys, users
+from eventstore.schema import users
 from eventstore.values import (
     Duplicate,
     EventKey,
     EventStatus,
+    IdempotencyKey,
     KeyConflict,
+    KeyHolder,
     NewEvent,
     Submission,
     User,
     Verdict,
 )
-
-#: (user_id, idempotency_key)
-Key = tuple[str, str]
 
 #: Events up to which a group with keys is written by one statement: that spares four round trips,
 #: and COPY spares PostgreSQL's time when they are more (figures: docs/decisions.md).
@@ -59,10 +58,10 @@ def accept(
         upsert_users(connection, unseen)
     verdicts: list[Verdicts] = [{} for _ in submissions]
     rows = [event for submission in submissions for event in submission.events]
-    first: dict[Key, NewEvent] = {}
+    first: dict[IdempotencyKey, NewEvent] = {}
     for event in rows:
         if event.fingerprint:
-            first.setdefault((event.user_id, event.idempotency_key), event)
+            first.setdefault(IdempotencyKey(event.user_id, event.idempotency_key), event)
     if not first:
         if rows:
             bulk(connection).insert_events(connection, rows, next_attempt)
@@ -133,7 +132,7 @@ def _settle_keys(
     connection: Connection,
     submissions: Sequence[Submission],
     verdicts: Sequence[Verdicts],
-    first: dict[Key, NewEvent],
+    first: dict[IdempotencyKey, NewEvent],
     written: set[str],
 ) -> list[NewEvent]:
     """Decide by idempotency key which events are new, in the order of the submissions.
@@ -141,7 +140,7 @@ def _settle_keys(
     `first` has the event for which each key was tried; `written` are the ids of those that got it.
     """
     holders = _read_holders(connection, [key for key in first if first[key].id not in written])
-    owners: dict[Key, NewEvent] = {}
+    owners: dict[IdempotencyKey, NewEvent] = {}
     rows: list[NewEvent] = []
     for submission, found in zip(submissions, verdicts, strict=True):
         new = _judge(submission, holders, found)
@@ -150,7 +149,7 @@ def _settle_keys(
         for event in new:
             rows.append(event)
             if event.fingerprint:
-                key = (event.user_id, event.idempotency_key)
+                key = IdempotencyKey(event.user_id, event.idempotency_key)
                 owners[key] = event
                 holders[key] = _as_holder(event)
     # A key was written for the first event that has it. When that event's batch was refused as a
@@ -158,19 +157,20 @@ def _settle_keys(
     mine = [key for key in sorted(first) if first[key].id in written]
     astray = [key for key in mine if owners.get(key) is not first[key]]
     if astray:
-        pair = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
-        connection.execute(delete(idempotency_keys).where(pair.in_(astray)))
+        bulk(connection).free_keys(connection, [first[key] for key in astray])
         bulk(connection).insert_keys(connection, [owners[key] for key in astray if key in owners])
     return rows
 
 
-def _judge(submission: Submission, holders: dict[Key, _Holder], found: Verdicts) -> list[NewEvent]:
+def _judge(
+    submission: Submission, holders: dict[IdempotencyKey, _Holder], found: Verdicts
+) -> list[NewEvent]:
     """Return the events of one submission whose key is free; the others get a verdict."""
     new: list[NewEvent] = []
-    mine: dict[Key, _Holder] = {}
+    mine: dict[IdempotencyKey, _Holder] = {}
     for position, event in enumerate(submission.events):
         if event.fingerprint:
-            key = (event.user_id, event.idempotency_key)
+            key = IdempotencyKey(event.user_id, event.idempotency_key)
             holder = holders.get(key) or mine.get(key)
             # What holds its own key was written when this group was tried before.
             if holder is not None and holder.event_id != event.id:
@@ -189,25 +189,21 @@ def _as_holder(event: NewEvent) -> _Holder:
     return _Holder(event.id, event.fingerprint, event.received_at, EventStatus.PENDING)
 
 
-def _read_holders(connection: Connection, keys: Sequence[Key]) -> dict[Key, _Holder]:
+def _read_holders(
+    connection: Connection, keys: Sequence[IdempotencyKey]
+) -> dict[IdempotencyKey, _Holder]:
     """Read who holds the keys that were taken before this group."""
     if not keys:
         return {}
-    table = idempotency_keys
-    pair = tuple_(table.c.user_id, table.c.key)
-    found = connection.execute(select(table).where(pair.in_(keys))).all()
+    found: list[KeyHolder] = bulk(connection).holders(connection, keys)
     if len(found) != len(keys):
         raise ContentionError("an idempotency key expired meanwhile")
-    status = bulk(connection).statuses(
-        connection, [EventKey(row.user_id, row.event_id) for row in found]
-    )
+    named = [EventKey(holder.key.user_id, holder.event_id) for holder in found]
+    status = bulk(connection).statuses(connection, named)
     return {
-        (row.user_id, row.key): _Holder(
-            row.event_id,
-            bytes(row.fingerprint),
-            row.received_at,
-            # None when retention has dropped the event and kept the key.
-            status.get(EventKey(row.user_id, row.event_id)),
+        # No status when retention has dropped the event and kept the key.
+        key: _Holder(
+            event_id, fingerprint, received_at, status.get(EventKey(key.user_id, event_id))
         )
-        for row in found
+        for key, event_id, fingerprint, received_at in found
     }

@@ -1,9 +1,9 @@
-"""Keys cut into what one statement of PostgreSQL looks up quickly: users, ids, and their range."""
+"""Keys cut into what one statement of PostgreSQL looks up quickly: users, and ids or texts."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
-from eventstore.values import EventKey
+from eventstore.values import EventKey, IdempotencyKey
 
 #: The primary key is searched for each pair of a user and an id, of which most do not exist when
 #: the users are many; so a statement gets no more pairs than it can search in about 2 ms.
@@ -11,6 +11,8 @@ _MOST_PAIRS = 4_096
 #: Milliseconds between two ids from which on they are looked up apart, so that the range of the ids
 #: of a statement is never much more than they are.
 _GAP_MS = 50
+#: Between two texts while they are escaped; no text can hold it.
+_BETWEEN = "\0"
 
 
 class Lookup:
@@ -48,6 +50,19 @@ def lookups(keys: Sequence[EventKey]) -> Iterator[Lookup]:
     yield Lookup(users, ids)
 
 
+def key_lookups(keys: Iterable[IdempotencyKey]) -> Iterator[tuple[list[str], list[str]]]:
+    """Split idempotency keys into users and keys of statements; mostly it is one."""
+    users: dict[str, None] = {}
+    texts: dict[str, None] = {}
+    for user_id, key in sorted(keys):
+        if texts and (len(users) + (user_id not in users)) * (len(texts) + 1) > _MOST_PAIRS:
+            yield list(users), list(texts)
+            users, texts = {}, {}
+        users[user_id] = texts[key] = None
+    if texts:
+        yield list(users), list(texts)
+
+
 def _unix_ms(event_id: str) -> int:
     """Return the time in the first 48 bits of a UUID version 7."""
     return int(event_id[:8] + event_id[9:13], 16)
@@ -56,3 +71,9 @@ def _unix_ms(event_id: str) -> int:
 def array(values: Iterable[str]) -> str:
     """Return the literal of an array; the values need no quotes, or have them."""
     return "{" + ",".join(values) + "}"
+
+
+def text_array(texts: Iterable[str]) -> str:
+    """Return texts as the literal of an array; they hold no control characters."""
+    escaped = _BETWEEN.join(texts).replace("\\", "\\\\").replace('"', '\\"')
+    return '{"' + escaped.replace(_BETWEEN, '","') + '"}'

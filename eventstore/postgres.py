@@ -5,76 +5,49 @@ the values are UUIDs or numbers, because one long string binds faster than a lis
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from eventstore.lookups import array, lookups
-from eventstore.values import EventKey, EventStatus, Finished, NewEvent, PendingEvent
-
-_COPY_COLUMNS = (
-    "user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,"
-    " idempotency_key, attributes, payload"
+from eventstore.copytext import COLUMNS, copy_text
+from eventstore.lookups import array, key_lookups, lookups, text_array
+from eventstore.prepared import Prepared
+from eventstore.values import (
+    EventKey,
+    EventStatus,
+    Finished,
+    IdempotencyKey,
+    KeyHolder,
+    NewEvent,
+    PendingEvent,
 )
-_COPY = "COPY events (" + _COPY_COLUMNS + ") FROM STDIN"
-_COPY_TABS = _COPY_COLUMNS.count(",")
-#: Stands for SQL's NULL until backslashes are escaped; no event can hold it.
-_NULL = "\0"
+
+_COPY = f"COPY events ({COLUMNS}) FROM STDIN"
 #: One read of the buffer per group: psycopg2 would otherwise hand it over in 8 KiB pieces.
 _COPY_PIECE = 1 << 20
-
-
-class _Prepared(NamedTuple):
-    """A statement that each connection parses and plans once: a fifth of the time of a large one.
-
-    The first four parameters of those that look rows up are those of a `Lookup`.
-    """
-
-    name: str
-    types: str
-    text: str
-
-    def run(self, connection: Connection, arguments: Sequence[Any]) -> Any:
-        """Execute it, and prepare it first where that has not been done."""
-        execute = self.call(connection, len(arguments))
-        return connection.exec_driver_sql(execute, tuple(arguments))
-
-    def call(self, connection: Connection, count: int) -> str:
-        """Return the statement that executes it with `count` values; it is prepared by then."""
-        prepared = connection.info.setdefault("prepared", set())
-        if self.name not in prepared:
-            try:
-                with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
-                    cursor.execute(f"PREPARE {self.name} ({self.types}) AS {self.text}")
-            except BaseException:
-                # Nobody knows whether the server has it now.
-                connection.invalidate()
-                raise
-            prepared.add(self.name)
-        return f"EXECUTE {self.name} ({', '.join(['%s'] * count)})"
 
 
 _ROW_TYPES = (
     "uuid, uuid, timestamptz, timestamptz, timestamptz, text, text, text, text, jsonb, jsonb"
 )
 #: One event alone: in one round trip, where COPY takes two.
-_INSERT_ONE = _Prepared(
+_INSERT_ONE = Prepared(
     "ingest_insert",
     _ROW_TYPES,
-    f"INSERT INTO events ({_COPY_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",  # noqa: S608
+    f"INSERT INTO events ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",  # noqa: S608
 )
 
-_INSERT_KEYS = _Prepared("ingest_keys", "uuid[], text[], uuid[], bytea[], timestamptz[]", """
+_INSERT_KEYS = Prepared("ingest_keys", "uuid[], text[], uuid[], bytea[], timestamptz[]", """
 INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
 SELECT * FROM unnest($1, $2, $3, $4, $5)
 ON CONFLICT DO NOTHING
 RETURNING event_id::text
 """)  # fmt: skip
 
-#: Events with their keys, each with its own or not at all, and nothing else in the transaction.
-_INSERT_KEYED = _Prepared(
+#: Events with their keys, each with its own or not at all, and nothing else in the transaction. A
+#: group that is tried again after its commit finds its events without a key here.
+_INSERT_KEYED = Prepared(
     "ingest_keyed",
     "uuid[], uuid[], timestamptz[], timestamptz[], timestamptz, text[], text[], text[], text[],"
     " bytea[], jsonb, jsonb",
@@ -89,11 +62,21 @@ WITH sent AS (
   SELECT user_id, key, id, fingerprint, received_at FROM sent WHERE key <> ''
   ON CONFLICT DO NOTHING RETURNING event_id
 )
-INSERT INTO events ({_COPY_COLUMNS})
+INSERT INTO events ({COLUMNS})
 SELECT user_id, id, received_at, occurred_at, $5, type, source, subject, nullif(key, ''),
        nullif(attributes, 'null'), payload
 FROM sent WHERE key = '' OR id IN (SELECT event_id FROM free)
-RETURNING id::text
+ON CONFLICT DO NOTHING RETURNING id::text
+""")  # fmt: skip  # noqa: S608  # our own constant
+
+# Users and keys as two lists, as below: of pairs PostgreSQL would read all keys of the users.
+_OF_KEYS = "user_id = ANY ($1) AND key = ANY ($2)"
+_HOLDERS = Prepared("ingest_holders", "uuid[], text[]", f"""
+SELECT user_id::text, key, event_id::text, fingerprint, received_at
+FROM idempotency_keys WHERE {_OF_KEYS}
+""")  # fmt: skip  # noqa: S608  # our own constant
+_FREE_KEYS = Prepared("ingest_free_keys", "uuid[], text[], uuid[]", f"""
+DELETE FROM idempotency_keys WHERE {_OF_KEYS} AND event_id = ANY ($3)
 """)  # fmt: skip  # noqa: S608  # our own constant
 
 # The statements below drive the look-up by two lists, of users and of ids, and never by a join: so
@@ -102,7 +85,7 @@ RETURNING id::text
 # all of their events; the range of the ids keeps that to the events of the same moment.
 # `status < 2` means PENDING: written `= 1` it would make the sweeper's partial index eligible,
 # which would be read from end to end.
-_WAITING = _Prepared("ingest_waiting", "uuid[], uuid[], uuid, uuid", """
+_WAITING = Prepared("ingest_waiting", "uuid[], uuid[], uuid, uuid", """
 SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
        (SELECT u.email FROM users u WHERE u.id = e.user_id)
 FROM events e
@@ -110,7 +93,7 @@ WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4
   AND e.status < 2 AND e.attempts = 0 AND e.lease_token IS NULL
 """)  # fmt: skip
 
-_LEASE = _Prepared("ingest_lease", "uuid[], uuid[], uuid, uuid, uuid, float8, integer", """
+_LEASE = Prepared("ingest_lease", "uuid[], uuid[], uuid, uuid, uuid, float8, integer", """
 UPDATE events e
 SET attempts = e.attempts + 1, lease_token = $5,
     next_attempt_at = statement_timestamp() + make_interval(secs => $6)
@@ -120,7 +103,7 @@ RETURNING e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
           (SELECT u.email FROM users u WHERE u.id = e.user_id)
 """)  # fmt: skip
 
-_FINISH = _Prepared(
+_FINISH = Prepared(
     "ingest_finish", "uuid[], uuid[], uuid, uuid, smallint[], jsonb, text[], uuid", """
 UPDATE events e
 SET status = r.status, properties = nullif(r.properties, 'null'), processing_error = r.error,
@@ -131,13 +114,13 @@ WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4 AND e.
   AND e.status < 2 AND e.lease_token IS NOT DISTINCT FROM $8
 """)  # fmt: skip
 
-_END_LEASES = _Prepared("ingest_end_leases", "uuid[], uuid[], uuid, uuid, float8", """
+_END_LEASES = Prepared("ingest_end_leases", "uuid[], uuid[], uuid, uuid, float8", """
 UPDATE events e
 SET lease_token = NULL, next_attempt_at = statement_timestamp() + make_interval(secs => $5)
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4 AND e.status < 2
 """)  # fmt: skip
 
-_STATUSES = _Prepared("ingest_statuses", "uuid[], uuid[], uuid, uuid", """
+_STATUSES = Prepared("ingest_statuses", "uuid[], uuid[], uuid, uuid", """
 SELECT e.user_id::text, e.id::text, e.status
 FROM events e
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4
@@ -151,28 +134,12 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
     of what is done here for one event.
     """
     if len(rows) == 1:
-        execute = _INSERT_ONE.call(connection, _COPY_TABS + 1)
+        values = _row(rows[0], next_attempt)
+        execute = _INSERT_ONE.call(connection, len(values))
         with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
-            cursor.execute(execute, _row(rows[0], next_attempt))
+            cursor.execute(execute, values)
         return
-    due = str(next_attempt)
-    lines = []
-    received_at, received = next_attempt, due
-    for user, id_, type_, source, subject, key, _, occurred_at, at, attributes, payload in rows:
-        # The events of one message share one datetime object, mostly for both times.
-        if at is not received_at:
-            received_at, received = at, str(at)
-        occurred = received if occurred_at is at else str(occurred_at)
-        lines.append(
-            f"{user}\t{id_}\t{received}\t{occurred}\t{due}\t{type_}\t{source}\t{subject}"
-            f"\t{key or _NULL}\t{attributes or _NULL}\t{payload}\n".encode()
-        )
-    # Bytes from here on: one character beyond Latin-1 would make a text of all rows four times as
-    # large. A backslash is the only one that can occur here and means something to COPY.
-    text = b"".join(lines).replace(b"\\", b"\\\\").replace(_NULL.encode(), b"\\N")
-    if text.count(b"\t") != _COPY_TABS * len(rows) or text.count(b"\n") != len(rows):
-        # The edge lets no control character through; this keeps a row from ever forging another.
-        raise ValueError("control character in an event")
+    text = copy_text(rows, next_attempt)
     # SQLAlchemy's wrapper of the driver connection hands out plain psycopg2 cursors.
     with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
         cursor.copy_expert(_COPY, io.BytesIO(text), _COPY_PIECE)
@@ -193,10 +160,10 @@ def insert_keyed(
         array(times[id(row.received_at)] for row in rows),
         array(times[id(row.occurred_at)] for row in rows),
         str(next_attempt),
-        _text_array(row.type for row in rows),
-        _text_array(row.source for row in rows),
-        _text_array(row.subject for row in rows),
-        _text_array(row.idempotency_key for row in rows),
+        text_array(row.type for row in rows),
+        text_array(row.source for row in rows),
+        text_array(row.subject for row in rows),
+        text_array(row.idempotency_key for row in rows),
         array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
         # One JSON text each: arrays would have every quotation mark of them escaped.
         "[" + ",".join(row.attributes or "null" for row in rows) + "]",
@@ -219,12 +186,33 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
     times = {row.received_at: f'"{row.received_at}"' for row in rows}
     arrays = (
         array(row.user_id for row in rows),
-        _text_array(row.idempotency_key for row in rows),
+        text_array(row.idempotency_key for row in rows),
         array(row.id for row in rows),
         array(f'"\\\\x{row.fingerprint.hex()}"' for row in rows),
         array(times[row.received_at] for row in rows),
     )
     return {written for (written,) in _INSERT_KEYS.run(connection, arrays)}
+
+
+def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyHolder]:
+    """Return who holds those keys that are taken."""
+    wanted = set(keys)
+    return [
+        KeyHolder(IdempotencyKey(user_id, key), event_id, bytes(fingerprint), received_at)
+        for users, texts in key_lookups(keys)
+        for user_id, key, event_id, fingerprint, received_at in _HOLDERS.run(
+            connection, (array(users), text_array(texts))
+        )
+        if (user_id, key) in wanted
+    ]
+
+
+def free_keys(connection: Connection, rows: Sequence[NewEvent]) -> None:
+    """Delete the idempotency keys that these events hold."""
+    ids = array(row.id for row in rows)
+    keys = [IdempotencyKey(row.user_id, row.idempotency_key) for row in rows]
+    for users, texts in key_lookups(keys):
+        _FREE_KEYS.run(connection, (array(users), text_array(texts), ids))
 
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
@@ -290,9 +278,3 @@ def _row(event: NewEvent, next_attempt: datetime) -> tuple[str | None, ...]:
     times = (str(at), str(occurred_at), str(next_attempt))
     texts = (type_, source, subject, key or None, attributes or None, payload)
     return (user, id_, *times, *texts)
-
-
-def _text_array(texts: Iterable[str]) -> str:
-    """Return texts as the literal of an array; they hold no control characters."""
-    escaped = _NULL.join(texts).replace("\\", "\\\\").replace('"', '\\"')
-    return '{"' + escaped.replace(_NULL, '","') + '"}'

@@ -4,17 +4,32 @@ The functions belong to the role that migrates, so that the worker's role needs 
 worker at a time makes and drops partitions: two would make the same one, and one of them fail.
 """
 
-from datetime import datetime, timedelta
+from sqlalchemy import Connection, case, delete, func, select, text, tuple_
 
-from sqlalchemy import Connection, case, delete, func, select, tuple_
-
+from eventstore.clock import in_seconds
 from eventstore.schema import events, idempotency_keys
 from eventstore.values import EventStatus
 
-#: Most rows that one transaction deletes, so that it stays short.
-_DELETE_ROWS = 10_000
+#: Most rows that one transaction deletes in SQLite, and pages of 8 KiB that one looks through in
+#: PostgreSQL, so that it stays short: some 60,000 keys.
+DELETE_ROWS = 10_000
+_PAGES = 1_024
 #: Advisory lock of whoever makes or drops partitions.
 _HOUSE_LOCK = 0x1A6E59
+#: Milliseconds that it waits for the table: whoever submits meanwhile waits behind it.
+_LOCK_MS = 200
+_DAY = 86_400.0
+
+# By pages, as an index on the time would cost every event, and a look at all rows takes too long
+# where keys are many. Not by a join with a list of old ones either: see `_KEYED_OPTIONS`.
+_FORGET = text("""
+DELETE FROM idempotency_keys
+WHERE ctid >= CAST(:first AS tid) AND ctid < CAST(:behind AS tid)
+  AND received_at < statement_timestamp() - make_interval(days => :days)
+""")
+_TABLE_PAGES = text(
+    "SELECT pg_relation_size('idempotency_keys') / current_setting('block_size')::int"
+)
 
 
 def ensure_partitions(connection: Connection, *, days_ahead: int) -> int:
@@ -27,40 +42,50 @@ def ensure_partitions(connection: Connection, *, days_ahead: int) -> int:
     return _alone(connection, "ingest_ensure_partitions", days_ahead)
 
 
-def drop_old_events(connection: Connection, *, now: datetime, days: int) -> int:
+def drop_old_events(connection: Connection, *, days: int) -> int:
     """Drop the partitions that ended `days` ago and hold no PENDING event; returns how many.
 
     While another transaction creates or drops partitions, it drops none. In SQLite it deletes final
-    events, at most some thousand at a time.
+    events, at most DELETE_ROWS at a time.
     """
     if connection.dialect.name != "sqlite":
         return _alone(connection, "ingest_drop_partitions", days)
     old = (
         select(events.c.id)
         .where(
-            events.c.received_at < now - timedelta(days=days),
+            events.c.received_at < in_seconds(-days * _DAY),
             events.c.status != EventStatus.PENDING,
         )
-        .limit(_DELETE_ROWS)
+        .limit(DELETE_ROWS)
     )
     return connection.execute(delete(events).where(events.c.id.in_(old))).rowcount
 
 
-def forget_old_keys(connection: Connection, *, now: datetime, days: int) -> int:
-    """Delete idempotency keys older than `days`, at most some thousand; returns how many."""
-    table = idempotency_keys
-    old = (
-        select(table.c.user_id, table.c.key)
-        .where(table.c.received_at < now - timedelta(days=days))
-        .limit(_DELETE_ROWS)
-    )
-    return connection.execute(
-        delete(table).where(tuple_(table.c.user_id, table.c.key).in_(old))
+def forget_old_keys(connection: Connection, *, days: int, page: int = 0) -> tuple[int, int]:
+    """Delete idempotency keys older than `days` from some pages of the table, from `page` on.
+
+    Returns how many, and the page to go on from: 0 when there is no more to look at.
+    """
+    if connection.dialect.name == "sqlite":
+        table = idempotency_keys
+        old = (
+            select(table.c.user_id, table.c.key)
+            .where(table.c.received_at < in_seconds(-days * _DAY))
+            .limit(DELETE_ROWS)
+        )
+        pair = tuple_(table.c.user_id, table.c.key)
+        count = connection.execute(delete(table).where(pair.in_(old))).rowcount
+        return count, int(count == DELETE_ROWS)
+    behind = page + _PAGES
+    count = connection.execute(
+        _FORGET, {"first": f"({page},0)", "behind": f"({behind},0)", "days": days}
     ).rowcount
+    return count, behind if behind < connection.execute(_TABLE_PAGES).scalar_one() else 0
 
 
 def _alone(connection: Connection, function: str, days: int) -> int:
     """Call a function of the migration unless another transaction is in one; returns its count."""
+    connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MS}"))
     # CASE evaluates the call only when the lock was free; it is held until the transaction ends.
     call = getattr(func, function)(days)
     statement = select(case((func.pg_try_advisory_xact_lock(_HOUSE_LOCK), call), else_=0))

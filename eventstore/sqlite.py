@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    delete,
     insert,
     select,
     tuple_,
@@ -20,7 +21,15 @@ from sqlalchemy import (
 
 from eventstore.clock import SQLITE_NOW, in_seconds
 from eventstore.schema import events, idempotency_keys, microseconds, users
-from eventstore.values import EventKey, EventStatus, Finished, NewEvent, PendingEvent
+from eventstore.values import (
+    EventKey,
+    EventStatus,
+    Finished,
+    IdempotencyKey,
+    KeyHolder,
+    NewEvent,
+    PendingEvent,
+)
 
 #: SQLite's default limit of bound variables is 32,766 since 3.32; a key needs two.
 _KEYS_PER_STATEMENT = 10_000
@@ -44,6 +53,7 @@ SET status = ?, properties = ?, processing_error = ?, processed_at = {SQLITE_NOW
 WHERE user_id = ? AND id = ? AND status = 1 AND lease_token IS ?
 """  # noqa: S608  # our own constant
 
+_PAIR = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
 _pending_columns = (
     events.c.user_id,
     events.c.id,
@@ -74,11 +84,10 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
     """Insert idempotency keys that are free and return the ids of the events that have them now."""
     taken: set[tuple[str, str]] = set()
-    pair = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
     for start in range(0, len(rows), _KEYS_PER_STATEMENT):
         wanted = [(r.user_id, r.idempotency_key) for r in rows[start : start + _KEYS_PER_STATEMENT]]
         statement = select(idempotency_keys.c.user_id, idempotency_keys.c.key)
-        taken.update((r[0], r[1]) for r in connection.execute(statement.where(pair.in_(wanted))))
+        taken.update((r[0], r[1]) for r in connection.execute(statement.where(_PAIR.in_(wanted))))
     free = [row for row in rows if (row.user_id, row.idempotency_key) not in taken]
     if free:
         connection.execute(
@@ -95,6 +104,28 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
             ],
         )
     return {row.id for row in free}
+
+
+def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyHolder]:
+    """Return who holds those keys that are taken."""
+    table = idempotency_keys
+    return [
+        KeyHolder(
+            IdempotencyKey(row.user_id, row.key), row.event_id, row.fingerprint, row.received_at
+        )
+        for start in range(0, len(keys), _KEYS_PER_STATEMENT)
+        for row in connection.execute(
+            select(table).where(_PAIR.in_(keys[start : start + _KEYS_PER_STATEMENT]))
+        )
+    ]
+
+
+def free_keys(connection: Connection, rows: Sequence[NewEvent]) -> None:
+    """Delete the idempotency keys that these events hold."""
+    keys = [(row.user_id, row.idempotency_key) for row in rows]
+    for start in range(0, len(keys), _KEYS_PER_STATEMENT):
+        part = keys[start : start + _KEYS_PER_STATEMENT]
+        connection.execute(delete(idempotency_keys).where(_PAIR.in_(part)))
 
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:

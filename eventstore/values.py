@@ -23,6 +23,23 @@ class EventKey(NamedTuple):
     id: str
 
 
+class IdempotencyKey(NamedTuple):
+    """What names a submission: a key means nothing beyond its user."""
+
+    user_id: str
+    key: str
+
+
+class KeyHolder(NamedTuple):
+    """An idempotency key and the event that holds it."""
+
+    key: IdempotencyKey
+    event_id: str
+    #: SHA-256 of the content.
+    fingerprint: bytes
+    received_at: datetime
+
+
 #: The ids of some events by user: how keys travel from the intake through a message.
 KeysByUser = dict[str, list[str]]
 

@@ -12,7 +12,6 @@ from sqlalchemy import Connection
 from eventstore import migrations
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
-from eventstore.errors import storage_errors
 from eventstore.settings import Settings
 from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier, build_key_source
@@ -91,12 +90,12 @@ def sweep_once(settings: Settings) -> int:
     )
     try:
         runtime = Runtime(settings, engine, build_broker(settings.require_broker_url()))
-        with storage_errors():
-            runtime.sweeper.keep_house()
-            taken = total = runtime.sweeper.sweep()
-            while taken:
-                taken = runtime.sweeper.sweep()
-                total += taken
+        taken = total = runtime.sweeper.sweep()
+        while taken:
+            taken = runtime.sweeper.sweep()
+            total += taken
+        while runtime.housekeeper.keep():
+            pass
         return total
     finally:
         engine.dispose()

@@ -19,6 +19,7 @@ from eventstore.settings import Settings
 from eventstore.values import EventKey
 from worker.broker import QUEUE, RECOVERY_QUEUE
 from worker.dispatch import PROCESS_ACTOR, RECOVER_ACTOR, Dispatcher
+from worker.housekeeper import Housekeeper
 from worker.pipeline import installed_enrichers
 from worker.processor import Processor
 from worker.sweeper import Sweeper
@@ -46,7 +47,8 @@ class Runtime(Middleware):
             lease_seconds=settings.lease_seconds,
         )
         self.dispatcher = Dispatcher(broker, chunk_rows=settings.chunk_rows)
-        self.sweeper = Sweeper(settings, engine, self.dispatcher, self._processor)
+        self.housekeeper = Housekeeper(settings, engine)
+        self.sweeper = Sweeper(settings, engine, self.dispatcher, self._processor, self.housekeeper)
         self._parent = 0
 
     def install(self) -> None:

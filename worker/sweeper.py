@@ -1,18 +1,19 @@
-"""Finds what was committed and not processed in time, and keeps partitions and retention."""
+"""Finds what was committed and not processed in time, and has it processed."""
 
 import threading
 import time
+from contextlib import suppress
 
 import structlog
 from sqlalchemy import Engine
 
-from eventstore import processing, retention
-from eventstore.clock import DatabaseClock
+from eventstore import processing
 from eventstore.errors import StorageError, storage_errors
 from eventstore.settings import Settings
 from eventstore.values import DueEvent
 from worker.broker import QUEUE, RECOVERY_QUEUE
 from worker.dispatch import BrokerUnavailable, Dispatcher, by_attempts
+from worker.housekeeper import Housekeeper
 from worker.processor import Processor
 
 log = structlog.get_logger()
@@ -30,25 +31,27 @@ _STUCK_AFTER = 10.0
 #: Seconds after which a message that the sweeper sent counts as lost; a second message for the same
 #: rows takes nothing, so this is short: Redis may be wiped again and again.
 _AGAIN_AFTER = 5.0
-#: Seconds between two looks at partitions and retention.
-_HOUSEKEEPING_SECONDS = 60.0
 
 
 class Sweeper:
     """Sweeps in a thread; across all processes one sweep takes rows at a time."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, dispatcher: Dispatcher, processor: Processor
+        self,
+        settings: Settings,
+        engine: Engine,
+        dispatcher: Dispatcher,
+        processor: Processor,
+        housekeeper: Housekeeper,
     ) -> None:
-        """Take collaborators; `start` starts the thread."""
+        """Take collaborators; `start` starts the thread, which also lets the house be kept."""
         self._settings = settings
         self._engine = engine
         self._dispatcher = dispatcher
         self._processor = processor
-        self._clock = DatabaseClock()
+        self._housekeeper = housekeeper
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
-        self._kept_house_at = float("-inf")
         self._drained_at = time.monotonic()
 
     def start(self) -> None:
@@ -82,28 +85,6 @@ class Sweeper:
                 self._processor.recover(keys, attempts=attempts)
         return len(due)
 
-    def keep_house(self) -> None:
-        """Create the partitions ahead and apply retention; raises StorageError."""
-        settings = self._settings
-        with storage_errors(), self._engine.begin() as connection:
-            self._clock.synchronise(connection)
-            created = retention.ensure_partitions(
-                connection, days_ahead=settings.partition_days_ahead
-            )
-        now = self._clock.now()
-        dropped = 0
-        if settings.retention_days:
-            with storage_errors(), self._engine.begin() as connection:
-                dropped = retention.drop_old_events(
-                    connection, now=now, days=settings.retention_days
-                )
-        with storage_errors(), self._engine.begin() as connection:
-            forgotten = retention.forget_old_keys(
-                connection, now=now, days=settings.idempotency_retention_days
-            )
-        if created or dropped or forgotten:
-            log.info("house_kept", partitions=created, dropped=dropped, keys_forgotten=forgotten)
-
     def _take(self) -> tuple[list[DueEvent], bool]:
         try:
             deep = self._dispatcher.waiting(QUEUE) >= _DEEP_QUEUE
@@ -134,9 +115,6 @@ class Sweeper:
         down = False
         while not self._stopped.wait(self._settings.sweep_seconds):
             try:
-                if time.monotonic() - self._kept_house_at > _HOUSEKEEPING_SECONDS:
-                    self.keep_house()
-                    self._kept_house_at = time.monotonic()
                 while self.sweep() == SWEEP_ROWS and not self._stopped.is_set():
                     pass
                 down = False
@@ -147,3 +125,9 @@ class Sweeper:
             except Exception:
                 # The thread must outlive whatever one sweep meets.
                 log.exception("sweep_failed")
+            # By itself, so that neither of them fails for the other's reasons; it tells its own.
+            try:
+                with suppress(StorageError):
+                    self._housekeeper.keep_when_due()
+            except Exception:
+                log.exception("housekeeping_failed")

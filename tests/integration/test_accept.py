@@ -178,12 +178,12 @@ def test_every_column_is_what_was_given_whatever_the_size_of_the_group(
 
 def test_a_group_that_was_written_before_is_new_when_it_is_tried_again(database_url: str) -> None:
     """Its keys are its own: a statement that commits itself may be followed by a failed look-up."""
-    group = [submission(made("one", "k")), submission(made("two", "l"))]
+    group = [submission(made("one", "k")), submission(made("two", "l")), submission(made("none"))]
     with closing_engine(database_url) as postgres:
         write(postgres, *group)
 
-        assert write(postgres, *group) == [{}, {}]
-        assert stored(postgres)[0] == 2
+        assert write(postgres, *group) == [{}, {}, {}]
+        assert stored(postgres)[0] == 3
 
 
 def test_keys_of_any_text_are_kept_as_they_are(store: Engine) -> None:

@@ -133,7 +133,7 @@ def test_old_partitions_are_dropped_and_those_with_pending_events_stay(postgres:
             update(events).where(events.c.id.in_(ids)).values(status=EventStatus.PROCESSED)
         )
 
-        assert retention.drop_old_events(connection, now=NOW, days=30) == 1
+        assert retention.drop_old_events(connection, days=30) == 1
         left = partitions(connection)
 
     assert day(-31) not in left
@@ -141,12 +141,12 @@ def test_old_partitions_are_dropped_and_those_with_pending_events_stay(postgres:
     assert len(rows_of(postgres, pending)) == 2
     with postgres.begin() as connection:
         connection.execute(update(events).values(status=EventStatus.FAILED))
-        assert retention.drop_old_events(connection, now=NOW, days=30) == 1
+        assert retention.drop_old_events(connection, days=30) == 1
 
 
 def test_days_kept_must_be_at_least_one(postgres: Engine) -> None:
     with pytest.raises(Exception, match="days_kept"), postgres.begin() as connection:
-        retention.drop_old_events(connection, now=NOW, days=0)
+        retention.drop_old_events(connection, days=0)
 
 
 def make(connection: Connection) -> int:
@@ -154,7 +154,7 @@ def make(connection: Connection) -> int:
 
 
 def drop(connection: Connection) -> int:
-    return retention.drop_old_events(connection, now=NOW, days=30)
+    return retention.drop_old_events(connection, days=30)
 
 
 @pytest.mark.parametrize("keep", [make, drop])
@@ -190,8 +190,8 @@ def test_sqlite_deletes_old_final_events_only(sqlite: Engine) -> None:
         done = events.c.id.in_([old[0].id, young[0].id])
         connection.execute(update(events).where(done).values(status=EventStatus.PROCESSED))
 
-        assert retention.drop_old_events(connection, now=NOW, days=30) == 1
-        assert retention.drop_old_events(connection, now=NOW, days=30) == 0
+        assert retention.drop_old_events(connection, days=30) == 1
+        assert retention.drop_old_events(connection, days=30) == 0
         left = connection.execute(select(events.c.id)).scalars().all()
 
     assert sorted(left) == sorted([old[1].id, young[0].id])
@@ -212,7 +212,31 @@ def test_old_keys_are_forgotten_on_both_databases(store: Engine) -> None:
         connection.execute(delete(idempotency_keys))
         connection.execute(idempotency_keys.insert(), rows)
 
-        assert retention.forget_old_keys(connection, now=NOW, days=30) == 2
+        assert retention.forget_old_keys(connection, days=30) == (2, 0)
         left = connection.execute(select(idempotency_keys.c.key)).scalars().all()
 
     assert sorted(left) == ["k1", "k29"]
+
+
+def test_of_many_keys_all_old_ones_are_forgotten_part_by_part(postgres: Engine) -> None:
+    """Old and young ones lie side by side, on more pages than one transaction looks through."""
+    with postgres.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO idempotency_keys SELECT CAST(:user AS uuid), 'key ' || n,"
+                " gen_random_uuid(), sha256('x'), now() - make_interval(days => n % 60)"
+                " FROM generate_series(1, 120000) n"
+            ),
+            {"user": ALICE.id},
+        )
+    page, forgotten, parts = 0, 0, 0
+    while not parts or page:
+        with postgres.begin() as connection:
+            count, page = retention.forget_old_keys(connection, days=30, page=page)
+        forgotten, parts = forgotten + count, parts + 1
+    with postgres.connect() as connection:
+        left = connection.execute(select(func.count()).select_from(idempotency_keys)).scalar_one()
+
+    assert parts > 1
+    # Those of thirty days exactly are as old as they may be, and a moment older.
+    assert (forgotten, left) == (60_000, 60_000)

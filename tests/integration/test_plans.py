@@ -10,7 +10,16 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from eventstore import processing, retention
-from eventstore.values import EventKey, EventStatus, Finished
+from eventstore.accept import accept
+from eventstore.postgres import insert_keys
+from eventstore.values import (
+    Duplicate,
+    EventKey,
+    EventStatus,
+    Finished,
+    NewEvent,
+    Submission,
+)
 from tests.kit.rows import add, new_user
 from tests.kit.server import closing_engine
 
@@ -122,6 +131,46 @@ def test_a_group_of_many_users_is_found_by_key_too(postgres: Engine) -> None:
 
     assert {kind for _, kind in plans.scans()} == {"Index Scan"}
     assert {relation for relation, _ in plans.scans()} == {TODAY}
+
+
+def test_who_holds_a_key_is_looked_up_by_key_however_many_the_user_has(postgres: Engine) -> None:
+    """By pairs of user and key, PostgreSQL would read all keys of the user for each submission."""
+    user = new_user()
+    rows = [
+        NewEvent(
+            user.id, str(uuid4()), "t", "", "", f"key {number}", b"f" * 32, NOW, NOW, "", "{}"
+        )
+        for number in range(5_000)
+    ]  # fmt: skip
+    with postgres.begin() as connection:
+        insert_keys(connection, sorted(rows, key=lambda row: row.idempotency_key))
+    again = [row._replace(id=str(uuid4())) for row in rows[1_000:1_100]]
+    submission = Submission(user, again, atomic=True, size=1)
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        (verdicts,), written = accept(connection, [submission], unseen=[], next_attempt=NOW)
+
+    assert {v.event_id for v in verdicts.values() if isinstance(v, Duplicate)} == {
+        row.id for row in rows[1_000:1_100]
+    }
+    assert not written
+    scans = [
+        node
+        for node in plans.nodes()
+        if node.get("Relation Name") == "idempotency_keys" and node["Node Type"] != "ModifyTable"
+    ]
+    assert [node["Node Type"] for node in scans] == ["Index Scan"]
+    assert "user_id" in scans[0]["Index Cond"]
+    assert "key = ANY" in scans[0]["Index Cond"]
+
+
+def test_old_keys_are_looked_for_by_pages(postgres: Engine) -> None:
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        retention.forget_old_keys(connection, days=30)
+
+    kinds = {n["Node Type"] for n in plans.nodes() if n.get("Relation Name") == "idempotency_keys"}
+    assert kinds == {"ModifyTable", "Tid Range Scan"}
 
 
 def test_the_sweep_reads_the_index_of_pending_rows_only(postgres: Engine) -> None:

@@ -12,7 +12,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
 from eventstore import processing, retention
-from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.schema import idempotency_keys
 from tests.integration.test_doctor import examine
@@ -116,9 +115,8 @@ def test_doctor_as_the_role_sees_everything_and_finds_no_rights_too_many(
 def test_the_role_can_keep_partitions_and_retention(as_application: Engine) -> None:
     with as_application.begin() as connection:
         assert retention.ensure_partitions(connection, days_ahead=9) == 2
-        now = DatabaseClock().now()
-        assert retention.drop_old_events(connection, now=now, days=300) == 0
-        assert retention.forget_old_keys(connection, now=now, days=300) == 0
+        assert retention.drop_old_events(connection, days=300) == 0
+        assert retention.forget_old_keys(connection, days=300) == (0, 0)
 
 
 def test_the_role_can_sweep(as_application: Engine) -> None:

@@ -1,32 +1,40 @@
 """The sweeper: with a broker, without one, and when workers are behind."""
 
+import time
 from collections.abc import Callable
+from functools import partial
 
 import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
 from sqlalchemy import Engine, text
 
+from eventstore.errors import TransientStorageError
 from eventstore.processing import _SWEEP_LOCK
 from eventstore.settings import Settings
 from tests.kit.rows import add, make_due, rows_of
+from tests.kit.server import closing_engine
+from tests.kit.waiting import eventually
 from worker.broker import QUEUE, RECOVERY_QUEUE, build_broker
 from worker.dispatch import Dispatcher
+from worker.housekeeper import Housekeeper
 from worker.processor import Processor
 from worker.sweeper import Sweeper
 
 Build = Callable[[dramatiq.Broker], Sweeper]
 
 
+def built(store: Engine, broker: dramatiq.Broker) -> Sweeper:
+    settings = Settings.load()
+    processor = Processor(store, enrichers=(), max_attempts=5, lease_seconds=15)
+    dispatcher = Dispatcher(broker, chunk_rows=2)
+    return Sweeper(settings, store, dispatcher, processor, Housekeeper(settings, store))
+
+
 @pytest.fixture
 def build(store: Engine) -> Build:
     """Build a sweeper over a broker."""
-
-    def build(broker: dramatiq.Broker) -> Sweeper:
-        processor = Processor(store, enrichers=(), max_attempts=5, lease_seconds=15)
-        return Sweeper(Settings.load(), store, Dispatcher(broker, chunk_rows=2), processor)
-
-    return build
+    return partial(built, store)
 
 
 def waiting(broker: dramatiq.Broker, queue: str) -> int:
@@ -99,9 +107,46 @@ def test_nothing_due_is_nothing_to_do(store: Engine, build: Build) -> None:
     assert build(build_broker("stub://")).sweep() == 0
 
 
-def test_keeping_house_on_a_fresh_database_changes_nothing(store: Engine, build: Build) -> None:
+def test_keeping_house_on_a_fresh_database_changes_nothing(store: Engine) -> None:
     keys = add(store, {})
 
-    build(build_broker("stub://")).keep_house()
+    assert not Housekeeper(Settings.load(), store).keep()
 
     assert len(rows_of(store, keys)) == 1
+
+
+def test_sweeps_go_on_while_partitions_cannot_be_made_and_submits_are_not_held_up(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader, say a dump, holds the table for as long as it likes; each round fails quickly."""
+    monkeypatch.setenv("INGEST_SWEEP_SECONDS", "0.05")
+    with closing_engine(database_url) as postgres:
+        with postgres.begin() as connection:
+            last = connection.execute(
+                text(
+                    "SELECT max(inhrelid::regclass::text) FROM pg_inherits WHERE inhparent ="
+                    " 'events'::regclass AND inhrelid <> 'events_default'::regclass"
+                )
+            )
+            connection.execute(text(f"DROP TABLE {last.scalar_one()}"))
+        keys = add(postgres, {}, due_in=-1)
+        with postgres.begin() as reader:
+            reader.execute(text("SELECT count(*) FROM events"))
+            with pytest.raises(TransientStorageError, match="55P03"):
+                Housekeeper(Settings.load(), postgres).keep()
+            sweeper = built(postgres, build_broker("redis://127.0.0.1:1/0"))
+            sweeper.start()
+            try:
+                slowest = 0.0
+                for _ in range(20):
+                    began = time.monotonic()
+                    keys += add(postgres, {}, due_in=-1)
+                    slowest = max(slowest, time.monotonic() - began)
+                eventually(
+                    lambda: {row.status for row in rows_of(postgres, keys)} == {2}, timeout=10
+                )
+            finally:
+                sweeper.stop()
+        assert slowest < 1
+
+        assert not Housekeeper(Settings.load(), postgres).keep()
