@@ -3,19 +3,17 @@
 SQLite lets one transaction write at a time (BEGIN IMMEDIATE), so nothing here needs row locks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
 import orjson
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Select,
+    and_,
     delete,
     insert,
     select,
-    tuple_,
     update,
 )
 
@@ -31,8 +29,8 @@ from eventstore.values import (
     PendingEvent,
 )
 
-#: SQLite's default limit of bound variables is 32,766 since 3.32; a key needs two.
-_KEYS_PER_STATEMENT = 10_000
+#: SQLite's default limit of bound variables is 32,766 since 3.32.
+_MOST_NAMES = 20_000
 
 # Written out, and given tuples: SQLAlchemy takes longer to bind a row than SQLite to write it.
 _INSERT = """
@@ -53,7 +51,6 @@ SET status = ?, properties = ?, processing_error = ?, processed_at = {SQLITE_NOW
 WHERE user_id = ? AND id = ? AND status = 1 AND lease_token IS ?
 """  # noqa: S608  # our own constant
 
-_PAIR = tuple_(idempotency_keys.c.user_id, idempotency_keys.c.key)
 _pending_columns = (
     events.c.user_id,
     events.c.id,
@@ -83,12 +80,9 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
     """Insert idempotency keys that are free and return the ids of the events that have them now."""
-    taken: set[tuple[str, str]] = set()
-    for start in range(0, len(rows), _KEYS_PER_STATEMENT):
-        wanted = [(r.user_id, r.idempotency_key) for r in rows[start : start + _KEYS_PER_STATEMENT]]
-        statement = select(idempotency_keys.c.user_id, idempotency_keys.c.key)
-        taken.update((r[0], r[1]) for r in connection.execute(statement.where(_PAIR.in_(wanted))))
-    free = [row for row in rows if (row.user_id, row.idempotency_key) not in taken]
+    keys = [IdempotencyKey(row.user_id, row.idempotency_key) for row in rows]
+    taken = {holder.key for holder in holders(connection, keys)}
+    free = [row for row, key in zip(rows, keys, strict=True) if key not in taken]
     if free:
         connection.execute(
             insert(idempotency_keys),
@@ -113,31 +107,29 @@ def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyH
         KeyHolder(
             IdempotencyKey(row.user_id, row.key), row.event_id, row.fingerprint, row.received_at
         )
-        for start in range(0, len(keys), _KEYS_PER_STATEMENT)
+        for user_id, texts in _by_user(keys)
         for row in connection.execute(
-            select(table).where(_PAIR.in_(keys[start : start + _KEYS_PER_STATEMENT]))
+            select(table).where(table.c.user_id == user_id, table.c.key.in_(texts))
         )
     ]
 
 
 def free_keys(connection: Connection, rows: Sequence[NewEvent]) -> None:
     """Delete the idempotency keys that these events hold."""
-    keys = [(row.user_id, row.idempotency_key) for row in rows]
-    for start in range(0, len(keys), _KEYS_PER_STATEMENT):
-        part = keys[start : start + _KEYS_PER_STATEMENT]
-        connection.execute(delete(idempotency_keys).where(_PAIR.in_(part)))
+    table = idempotency_keys
+    for user_id, texts in _by_user([(row.user_id, row.idempotency_key) for row in rows]):
+        connection.execute(delete(table).where(table.c.user_id == user_id, table.c.key.in_(texts)))
 
 
 def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
     """Return the status of those events that exist."""
-    found = {}
-    for start in range(0, len(keys), _KEYS_PER_STATEMENT):
-        statement = select(events.c.user_id, events.c.id, events.c.status).where(
-            _named(keys[start : start + _KEYS_PER_STATEMENT])
+    return {
+        EventKey(row.user_id, row.id): EventStatus(row.status)
+        for named in _named(keys)
+        for row in connection.execute(
+            select(events.c.user_id, events.c.id, events.c.status).where(named)
         )
-        for row in connection.execute(statement):
-            found[EventKey(row.user_id, row.id)] = EventStatus(row.status)
-    return found
+    }
 
 
 def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:
@@ -158,24 +150,31 @@ def lease(
     connection: Connection, keys: Sequence[EventKey], *, attempts: int, token: str, seconds: float
 ) -> list[PendingEvent]:
     """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
-    connection.execute(
-        update(events)
-        .where(
-            _named(keys),
-            events.c.status == EventStatus.PENDING,
-            events.c.attempts == attempts,
-            events.c.lease_token.is_(None),
+    found = []
+    for named in _named(keys):
+        connection.execute(
+            update(events)
+            .where(
+                named,
+                events.c.status == EventStatus.PENDING,
+                events.c.attempts == attempts,
+                events.c.lease_token.is_(None),
+            )
+            .values(
+                attempts=events.c.attempts + 1,
+                lease_token=token,
+                next_attempt_at=in_seconds(seconds),
+            )
         )
-        .values(
-            attempts=events.c.attempts + 1, lease_token=token, next_attempt_at=in_seconds(seconds)
+        held = (
+            select(*_pending_columns)
+            .join(users, users.c.id == events.c.user_id)
+            .where(named, events.c.lease_token == token)
         )
-    )
-    statement = (
-        select(*_pending_columns)
-        .join(users, users.c.id == events.c.user_id)
-        .where(_named(keys), events.c.lease_token == token)
-    )
-    return _pending(connection, statement)
+        found += [
+            PendingEvent(EventKey(row[0], row[1]), *row[2:]) for row in connection.execute(held)
+        ]
+    return found
 
 
 def finish(connection: Connection, results: Sequence[Finished], token: str | None) -> int:
@@ -192,10 +191,10 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
 
 def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
     """Take the rows from whoever held them, and leave them alone for `seconds`."""
-    if keys:
+    for named in _named(keys):
         connection.execute(
             update(events)
-            .where(_named(keys), events.c.status == EventStatus.PENDING)
+            .where(named, events.c.status == EventStatus.PENDING)
             .values(lease_token=None, next_attempt_at=in_seconds(seconds))
         )
 
@@ -205,11 +204,16 @@ def _hex(uuid: str) -> str:
     return uuid.replace("-", "")
 
 
-def _named(keys: Sequence[EventKey]) -> ColumnElement[bool]:
-    return tuple_(events.c.user_id, events.c.id).in_([tuple(key) for key in keys])
+def _by_user(keys: Sequence[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """Split what is named by user and name: for pairs, SQLite would read all rows of the users."""
+    names: dict[str, list[str]] = {}
+    for user_id, name in keys:
+        names.setdefault(user_id, []).append(name)
+    for user_id, of_user in names.items():
+        for start in range(0, len(of_user), _MOST_NAMES):
+            yield user_id, of_user[start : start + _MOST_NAMES]
 
 
-def _pending(connection: Connection, statement: Select[Any]) -> list[PendingEvent]:
-    return [
-        PendingEvent(EventKey(row[0], row[1]), *row[2:]) for row in connection.execute(statement)
-    ]
+def _named(keys: Sequence[EventKey]) -> Iterator[ColumnElement[bool]]:
+    for user_id, ids in _by_user(keys):
+        yield and_(events.c.user_id == user_id, events.c.id.in_(ids))
