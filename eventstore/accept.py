@@ -174,11 +174,12 @@ def _judge(
             holder = holders.get(key) or mine.get(key)
             # What holds its own key was written when this group was tried before.
             if holder is not None and holder.event_id != event.id:
-                found[position] = (
-                    Duplicate(holder.event_id, holder.received_at, holder.status)
-                    if holder.fingerprint == event.fingerprint
-                    else KeyConflict(holder.event_id)
-                )
+                if holder.fingerprint == event.fingerprint:
+                    found[position] = Duplicate(holder.event_id, holder.received_at, holder.status)
+                else:
+                    # An event of the same batch goes the same way: its id leads nowhere.
+                    lost = submission.atomic and key in mine
+                    found[position] = KeyConflict("" if lost else holder.event_id)
                 continue
             mine[key] = _as_holder(event)
         new.append(event)

@@ -17,7 +17,7 @@ _PAGES = 1_024
 #: Advisory lock of whoever makes or drops partitions.
 _HOUSE_LOCK = 0x1A6E59
 #: Milliseconds that it waits for the table: whoever submits meanwhile waits behind it.
-_LOCK_MS = 200
+_SHORT_LOCK = text("SET LOCAL lock_timeout = 200")
 _DAY = 86_400.0
 
 # By pages, as an index on the time would cost every event, and a look at all rows takes too long
@@ -85,7 +85,7 @@ def forget_old_keys(connection: Connection, *, days: int, page: int = 0) -> tupl
 
 def _alone(connection: Connection, function: str, days: int) -> int:
     """Call a function of the migration unless another transaction is in one; returns its count."""
-    connection.execute(text(f"SET LOCAL lock_timeout = {_LOCK_MS}"))
+    connection.execute(_SHORT_LOCK)
     # CASE evaluates the call only when the lock was free; it is held until the transaction ends.
     call = getattr(func, function)(days)
     statement = select(case((func.pg_try_advisory_xact_lock(_HOUSE_LOCK), call), else_=0))

@@ -4,6 +4,7 @@ Server, worker and migration are configured by one environment, so there is one 
 lowest package that all of them share.
 """
 
+import os
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -18,6 +19,10 @@ _LARGEST_PORT = 65_535
 _DATABASES = ("postgresql://", "postgres://", "postgresql+psycopg2://", "sqlite://")
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+#: Variables of the client's commands, and of the supervisor for its processes.
+_OTHER_VARIABLES = frozenset({"INGEST_TOKEN", "INGEST_TARGET", "INGEST_SUPERVISED"})
 
 
 class SettingsError(Exception):
@@ -173,6 +178,12 @@ class Settings(BaseSettings):
         if secret is not None and len(secret.get_secret_value().strip()) < MIN_JWT_SECRET_BYTES:
             raise ValueError(f"set INGEST_JWT_SECRET to at least {MIN_JWT_SECRET_BYTES} bytes")
         return self
+
+    @classmethod
+    def unknown(cls) -> list[str]:
+        """Return the variables that look like settings and are none: somebody meant something."""
+        known = {f"INGEST_{name.upper()}" for name in cls.model_fields} | _OTHER_VARIABLES
+        return sorted(n for n in os.environ if n.startswith("INGEST_") and n not in known)
 
     @property
     def in_the_clear(self) -> bool:

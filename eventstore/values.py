@@ -104,6 +104,7 @@ class Duplicate(NamedTuple):
 class KeyConflict(NamedTuple):
     """The verdict that the key is taken by an event with other content."""
 
+    #: Empty when that event is of the same batch, and so refused as well.
     event_id: str
 
 

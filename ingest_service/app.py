@@ -101,6 +101,15 @@ def sweep_once(settings: Settings) -> int:
         engine.dispose()
 
 
+def _tell_start(settings: Settings, port: int) -> None:
+    log.info("server_limits", **limits_in_force(settings))
+    log.info("server_started", listen=settings.listen, port=port, tls=bool(settings.tls_cert_file))
+    if unknown := settings.unknown():
+        log.warning("settings_unknown", names=unknown)
+    if settings.in_the_clear:
+        log.warning("plaintext_off_loopback", listen=settings.listen)
+
+
 @asynccontextmanager
 async def _server(
     settings: Settings, url: str, broker: dramatiq.Broker, *, reuse_port: bool
@@ -148,10 +157,7 @@ async def _server(
         background.append(asyncio.create_task(keys.keep_fresh()))
     await health.look()
     await server.start()
-    log.info("server_limits", **limits_in_force(settings))
-    log.info("server_started", listen=settings.listen, port=port, tls=bool(settings.tls_cert_file))
-    if settings.in_the_clear:
-        log.warning("plaintext_off_loopback", listen=settings.listen)
+    _tell_start(settings, port)
     try:
         yield port
     finally:

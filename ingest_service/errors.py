@@ -110,8 +110,9 @@ class IdempotencyConflict(Refused):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Name the first event, and which event of this call is in conflict with it."""
-        return {"event_id": self.event_id, "index": str(self.index)}
+        """Name the first event, if it is stored, and which event of this call is in conflict."""
+        first = {"event_id": self.event_id} if self.event_id else {}
+        return {**first, "index": str(self.index)}
 
 
 class EventNotFound(Refused):

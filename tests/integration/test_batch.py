@@ -69,6 +69,16 @@ def test_a_conflict_refuses_the_batch_and_leaves_nothing(alice: Caller) -> None:
     assert not alice.submit(event("three", idempotency_key="free")).duplicate
 
 
+def test_a_conflict_within_a_batch_names_no_event_as_none_is_stored(alice: Caller) -> None:
+    batch = [event("one", idempotency_key="k"), event("other", idempotency_key="k")]
+
+    refusal = refused(alice.batch, batch)
+
+    assert refusal.verdict == ("ALREADY_EXISTS", "IDEMPOTENCY_CONFLICT")
+    assert refusal.metadata == {"index": "1"}
+    assert alice.counts() == {}
+
+
 def test_a_key_twice_in_one_batch_is_one_event(alice: Caller) -> None:
     receipts = alice.batch([event("one", idempotency_key="k"), event("one", idempotency_key="k")])
 

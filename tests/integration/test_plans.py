@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from eventstore import processing, retention
+from eventstore import migrations, processing, retention, sqlite
 from eventstore.accept import accept
 from eventstore.postgres import insert_keys
 from eventstore.values import (
@@ -17,6 +18,7 @@ from eventstore.values import (
     EventKey,
     EventStatus,
     Finished,
+    IdempotencyKey,
     NewEvent,
     Submission,
 )
@@ -162,6 +164,52 @@ def test_who_holds_a_key_is_looked_up_by_key_however_many_the_user_has(postgres:
     assert [node["Node Type"] for node in scans] == ["Index Scan"]
     assert "user_id" in scans[0]["Index Cond"]
     assert "key = ANY" in scans[0]["Index Cond"]
+
+
+def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(tmp_path: Path) -> None:
+    """For pairs, or for many keys, SQLite would read all rows of the user."""
+    url = f"sqlite:///{tmp_path / 'ingest.db'}"
+    migrations.upgrade(url)
+    found: list[str] = []
+
+    def explain(connection: Connection, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        if not statement.startswith(("EXPLAIN", "BEGIN")):
+            one = values[0] if statement.lstrip().startswith("INSERT") else values
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}", one)
+            found.extend(row[3] for row in cursor.fetchall())
+
+    with closing_engine(url) as engine:
+        keys = add(engine, {}, {}, {})
+        rows = [
+            NewEvent(
+                keys[0].user_id, str(uuid4()), "t", "", "", name, b"f", NOW, NOW, "", "{}"
+            )
+            for name in ("a", "b", "c")
+        ]  # fmt: skip
+        with engine.begin() as connection:
+            sqlite.insert_keys(connection, rows)
+            event.listen(connection, "before_cursor_execute", explain)
+            assert (
+                len(
+                    sqlite.holders(
+                        connection, [IdempotencyKey(r.user_id, r.idempotency_key) for r in rows]
+                    )
+                )
+                == 3
+            )
+            assert len(sqlite.statuses(connection, keys)) == 3
+            assert (
+                len(sqlite.lease(connection, keys, attempts=0, token=str(uuid4()), seconds=9)) == 3
+            )
+            sqlite.end_leases(connection, keys, 9)
+            sqlite.free_keys(connection, rows)
+
+    looked = [line for line in found if line.startswith(("SEARCH", "SCAN"))]
+    assert {line.split("(")[1] for line in looked if "users" not in line} == {
+        "user_id=? AND key=?)",
+        "user_id=? AND id=?)",
+    }
+    assert not [line for line in looked if line.startswith("SCAN")]
 
 
 def test_old_keys_are_looked_for_by_pages(postgres: Engine) -> None:

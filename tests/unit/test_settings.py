@@ -146,3 +146,11 @@ def test_overrides_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("INGEST_REFLECTION", "false")
 
     assert Settings.load(reflection=True).reflection is True
+
+
+def test_variables_that_are_no_settings_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INGEST_WORKER_THREAD", "4")
+    monkeypatch.setenv("INGEST_WORKER_THREADS", "4")
+    monkeypatch.setenv("INGEST_TOKEN", "x")
+
+    assert Settings.unknown() == ["INGEST_WORKER_THREAD"]

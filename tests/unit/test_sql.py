@@ -10,9 +10,9 @@ PACKAGES = ("eventstore", "ingest_service", "worker")
 RUN = {"text", "exec_driver_sql", "execute", "executemany", "executescript", "copy_expert", "DDL"}
 #: The places where a statement is made from our own constants, with what is put in.
 ALLOWED = {
-    ("eventstore/postgres.py", "self.name"),
-    ("eventstore/postgres.py", "self.types"),
-    ("eventstore/postgres.py", "self.text"),
+    ("eventstore/prepared.py", "self.name"),
+    ("eventstore/prepared.py", "self.types"),
+    ("eventstore/prepared.py", "self.text"),
     # A function's body knows no parameters; the name comes from quote_ident.
     ("eventstore/migrations/versions/0001_initial.py", "schema"),
     ("eventstore/migrations/versions/0002_fillfactor.py", "schema"),
