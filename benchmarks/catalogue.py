@@ -252,7 +252,17 @@ def _growth() -> list[Figure]:
             )
             for what in ("get", "list", "sweep")
         ]  # fmt: skip
-    return found
+    return [
+        *found,
+        Figure(name="resend_100", unit=_MS, probe=partial(growth.resend, keys=0)),
+        Figure(
+            name="resend_100_1m",
+            unit=_MS,
+            probe=partial(growth.resend, keys=_MILLION),
+            limits=("resend_100",),
+            target=same,
+        ),
+    ]
 
 
 def _scaling() -> list[Figure]:

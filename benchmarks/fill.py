@@ -57,6 +57,15 @@ def fill(
         database.query(_EVENTS, values)
 
 
+def fill_keys(database: Database, count: int, *, user: str) -> None:
+    """Add `count` idempotency keys of `user`, whose events are gone, as retention leaves them."""
+    database.query(
+        "INSERT INTO idempotency_keys SELECT %s, 'filled ' || n, gen_random_uuid(),"
+        " sha256(n::text::bytea), now() FROM generate_series(1, %s) AS n",
+        (user, count),
+    )
+
+
 def settle(database: Database) -> None:
     """Do what autovacuum would have done by the time a table has grown so large."""
     database.query("VACUUM ANALYZE events")

@@ -11,6 +11,7 @@ from ingest.v1.event_pb2 import EventInput
 from ingest.v1.ingest_service_pb2 import StreamEventsRequest, SubmitEventRequest
 
 SUBMIT = "/ingest.v1.IngestService/SubmitEvent"
+BATCH = "/ingest.v1.IngestService/BatchSubmitEvents"
 GET = "/ingest.v1.IngestService/GetEvent"
 LIST = "/ingest.v1.IngestService/ListEvents"
 STREAM = "/ingest.v1.IngestService/StreamEvents"

@@ -61,7 +61,7 @@ def accept(
     first: dict[IdempotencyKey, NewEvent] = {}
     for event in rows:
         if event.fingerprint:
-            first.setdefault(IdempotencyKey(event.user_id, event.idempotency_key), event)
+            first.setdefault((event.user_id, event.idempotency_key), event)
     if not first:
         if rows:
             bulk(connection).insert_events(connection, rows, next_attempt)
@@ -149,7 +149,7 @@ def _settle_keys(
         for event in new:
             rows.append(event)
             if event.fingerprint:
-                key = IdempotencyKey(event.user_id, event.idempotency_key)
+                key = (event.user_id, event.idempotency_key)
                 owners[key] = event
                 holders[key] = _as_holder(event)
     # A key was written for the first event that has it. When that event's batch was refused as a
@@ -170,7 +170,7 @@ def _judge(
     mine: dict[IdempotencyKey, _Holder] = {}
     for position, event in enumerate(submission.events):
         if event.fingerprint:
-            key = IdempotencyKey(event.user_id, event.idempotency_key)
+            key = (event.user_id, event.idempotency_key)
             holder = holders.get(key) or mine.get(key)
             # What holds its own key was written when this group was tried before.
             if holder is not None and holder.event_id != event.id:
@@ -199,12 +199,10 @@ def _read_holders(
     found: list[KeyHolder] = bulk(connection).holders(connection, keys)
     if len(found) != len(keys):
         raise ContentionError("an idempotency key expired meanwhile")
-    named = [EventKey(holder.key.user_id, holder.event_id) for holder in found]
+    named = [EventKey(holder.key[0], holder.event_id) for holder in found]
     status = bulk(connection).statuses(connection, named)
     return {
         # No status when retention has dropped the event and kept the key.
-        key: _Holder(
-            event_id, fingerprint, received_at, status.get(EventKey(key.user_id, event_id))
-        )
+        key: _Holder(event_id, fingerprint, received_at, status.get(EventKey(key[0], event_id)))
         for key, event_id, fingerprint, received_at in found
     }

@@ -198,7 +198,7 @@ def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyH
     """Return who holds those keys that are taken."""
     wanted = set(keys)
     return [
-        KeyHolder(IdempotencyKey(user_id, key), event_id, bytes(fingerprint), received_at)
+        KeyHolder((user_id, key), event_id, bytes(fingerprint), received_at)
         for users, texts in key_lookups(keys)
         for user_id, key, event_id, fingerprint, received_at in _HOLDERS.run(
             connection, (array(users), text_array(texts))
@@ -210,7 +210,7 @@ def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyH
 def free_keys(connection: Connection, rows: Sequence[NewEvent]) -> None:
     """Delete the idempotency keys that these events hold."""
     ids = array(row.id for row in rows)
-    keys = [IdempotencyKey(row.user_id, row.idempotency_key) for row in rows]
+    keys = [(row.user_id, row.idempotency_key) for row in rows]
     for users, texts in key_lookups(keys):
         _FREE_KEYS.run(connection, (array(users), text_array(texts), ids))
 

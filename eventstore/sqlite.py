@@ -80,7 +80,7 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
     """Insert idempotency keys that are free and return the ids of the events that have them now."""
-    keys = [IdempotencyKey(row.user_id, row.idempotency_key) for row in rows]
+    keys = [(row.user_id, row.idempotency_key) for row in rows]
     taken = {holder.key for holder in holders(connection, keys)}
     free = [row for row, key in zip(rows, keys, strict=True) if key not in taken]
     if free:
@@ -104,9 +104,7 @@ def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyH
     """Return who holds those keys that are taken."""
     table = idempotency_keys
     return [
-        KeyHolder(
-            IdempotencyKey(row.user_id, row.key), row.event_id, row.fingerprint, row.received_at
-        )
+        KeyHolder((row.user_id, row.key), row.event_id, row.fingerprint, row.received_at)
         for user_id, texts in _by_user(keys)
         for row in connection.execute(
             select(table).where(table.c.user_id == user_id, table.c.key.in_(texts))

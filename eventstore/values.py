@@ -23,11 +23,8 @@ class EventKey(NamedTuple):
     id: str
 
 
-class IdempotencyKey(NamedTuple):
-    """What names a submission: a key means nothing beyond its user."""
-
-    user_id: str
-    key: str
+#: (user_id, key): a key means nothing beyond its user. A plain tuple: one is made for each event.
+IdempotencyKey = tuple[str, str]
 
 
 class KeyHolder(NamedTuple):

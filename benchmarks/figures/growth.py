@@ -7,17 +7,23 @@ from contextlib import closing
 from google.protobuf.message import Message
 
 from benchmarks import fill
+from benchmarks.corpus import corpus
 from benchmarks.database import Database
 from benchmarks.figures.accept import Shape
 from benchmarks.figures.flow import drain
 from benchmarks.figures.working import dispatch, rate
-from benchmarks.frames import GET, LIST, frame
+from benchmarks.frames import BATCH, GET, LIST, frame
 from benchmarks.http2 import Connection
 from benchmarks.sample import Sample, percentile
 from benchmarks.stack import Bench, Server
 from eventstore import processing
 from eventstore.engine import build_engine
-from ingest.v1.ingest_service_pb2 import GetEventRequest, ListEventsRequest
+from ingest.v1.event_pb2 import EventInput
+from ingest.v1.ingest_service_pb2 import (
+    BatchSubmitEventsRequest,
+    GetEventRequest,
+    ListEventsRequest,
+)
 from tests.kit.waiting import eventually
 
 _SHAPE = Shape(in_flight=4, per_message=100, events=100_000)
@@ -54,6 +60,21 @@ def growth(bench: Bench, *, rows: int, pending: bool = False) -> Sample:
         return Sample(value=_SHAPE.events / load.seconds, detail=detail, faults=faults)
 
 
+def resend(bench: Bench, *, keys: int) -> Sample:
+    """Return the median ms of a batch of a hundred events sent again, with `keys` keys stored."""
+    events = [_keyed(event, f"resend {n}") for n, event in enumerate(corpus("small").cycle(100))]
+    with bench.database() as database, bench.server(database) as server:
+        batch = BatchSubmitEventsRequest(events=events)
+        _call_p50(server, BATCH, [batch])
+        user = str(database.query("SELECT user_id::text FROM events LIMIT 1")[0][0])
+        fill.fill_keys(database, keys, user=user)
+        database.settle()
+        return Sample(
+            value=_call_p50(server, BATCH, [batch] * bench.size(_READS, 50)),
+            faults=database.faults(len(events), processed=False),
+        )
+
+
 def recover(bench: Bench, *, rows: int) -> Sample:
     """Return events/s when every message was lost: the sweeper finds the rows, all of them due."""
     rows = bench.size(rows, rows // 4)
@@ -63,6 +84,13 @@ def recover(bench: Bench, *, rows: int) -> Sample:
         with bench.workers(database):
             drain(database)
         return Sample(value=rate(database), faults=database.faults(rows, processed=True))
+
+
+def _keyed(event: EventInput, key: str) -> EventInput:
+    copy = EventInput()
+    copy.CopyFrom(event)
+    copy.idempotency_key = key
+    return copy
 
 
 def _call_p50(server: Server, path: str, requests: Sequence[Message]) -> float:

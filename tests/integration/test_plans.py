@@ -18,7 +18,6 @@ from eventstore.values import (
     EventKey,
     EventStatus,
     Finished,
-    IdempotencyKey,
     NewEvent,
     Submission,
 )
@@ -190,12 +189,7 @@ def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(tmp_path: Path) -
             sqlite.insert_keys(connection, rows)
             event.listen(connection, "before_cursor_execute", explain)
             assert (
-                len(
-                    sqlite.holders(
-                        connection, [IdempotencyKey(r.user_id, r.idempotency_key) for r in rows]
-                    )
-                )
-                == 3
+                len(sqlite.holders(connection, [(r.user_id, r.idempotency_key) for r in rows])) == 3
             )
             assert len(sqlite.statuses(connection, keys)) == 3
             assert (
