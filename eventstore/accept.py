@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple
 
 from sqlalchemy import Connection, func
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,7 +12,6 @@ from eventstore.errors import ContentionError
 from eventstore.schema import users
 from eventstore.values import (
     Duplicate,
-    EventKey,
     EventStatus,
     IdempotencyKey,
     KeyConflict,
@@ -30,15 +28,6 @@ _SMALL_GROUP = 100
 
 #: For one submission: the verdicts by position. A position that is missing was stored as new.
 Verdicts = dict[int, Verdict]
-
-
-class _Holder(NamedTuple):
-    """The event that holds an idempotency key."""
-
-    event_id: str
-    fingerprint: bytes
-    received_at: datetime
-    status: EventStatus | None
 
 
 def accept(
@@ -163,11 +152,11 @@ def _settle_keys(
 
 
 def _judge(
-    submission: Submission, holders: dict[IdempotencyKey, _Holder], found: Verdicts
+    submission: Submission, holders: dict[IdempotencyKey, KeyHolder], found: Verdicts
 ) -> list[NewEvent]:
     """Return the events of one submission whose key is free; the others get a verdict."""
     new: list[NewEvent] = []
-    mine: dict[IdempotencyKey, _Holder] = {}
+    mine: dict[IdempotencyKey, KeyHolder] = {}
     for position, event in enumerate(submission.events):
         if event.fingerprint:
             key = (event.user_id, event.idempotency_key)
@@ -186,23 +175,16 @@ def _judge(
     return new
 
 
-def _as_holder(event: NewEvent) -> _Holder:
-    return _Holder(event.id, event.fingerprint, event.received_at, EventStatus.PENDING)
+def _as_holder(event: NewEvent) -> KeyHolder:
+    key = (event.user_id, event.idempotency_key)
+    return KeyHolder(key, event.id, event.fingerprint, event.received_at, EventStatus.PENDING)
 
 
 def _read_holders(
     connection: Connection, keys: Sequence[IdempotencyKey]
-) -> dict[IdempotencyKey, _Holder]:
+) -> dict[IdempotencyKey, KeyHolder]:
     """Read who holds the keys that were taken before this group."""
-    if not keys:
-        return {}
-    found: list[KeyHolder] = bulk(connection).holders(connection, keys)
+    found: list[KeyHolder] = bulk(connection).holders(connection, keys) if keys else []
     if len(found) != len(keys):
         raise ContentionError("an idempotency key expired meanwhile")
-    named = [EventKey(holder.key[0], holder.event_id) for holder in found]
-    status = bulk(connection).statuses(connection, named)
-    return {
-        # No status when retention has dropped the event and kept the key.
-        key: _Holder(event_id, fingerprint, received_at, status.get(EventKey(key[0], event_id)))
-        for key, event_id, fingerprint, received_at in found
-    }
+    return {holder.key: holder for holder in found}

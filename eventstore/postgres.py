@@ -72,8 +72,9 @@ ON CONFLICT DO NOTHING RETURNING id::text
 # Users and keys as two lists, as below: of pairs PostgreSQL would read all keys of the users.
 _OF_KEYS = "user_id = ANY ($1) AND key = ANY ($2)"
 _HOLDERS = Prepared("ingest_holders", "uuid[], text[]", f"""
-SELECT user_id::text, key, event_id::text, fingerprint, received_at
-FROM idempotency_keys WHERE {_OF_KEYS}
+SELECT user_id::text, key, event_id::text, fingerprint, received_at,
+       (SELECT e.status FROM events e WHERE e.user_id = k.user_id AND e.id = k.event_id)
+FROM idempotency_keys k WHERE {_OF_KEYS}
 """)  # fmt: skip  # noqa: S608  # our own constant
 _FREE_KEYS = Prepared("ingest_free_keys", "uuid[], text[], uuid[]", f"""
 DELETE FROM idempotency_keys WHERE {_OF_KEYS} AND event_id = ANY ($3)
@@ -118,12 +119,6 @@ _END_LEASES = Prepared("ingest_end_leases", "uuid[], uuid[], uuid, uuid, float8"
 UPDATE events e
 SET lease_token = NULL, next_attempt_at = statement_timestamp() + make_interval(secs => $5)
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4 AND e.status < 2
-""")  # fmt: skip
-
-_STATUSES = Prepared("ingest_statuses", "uuid[], uuid[], uuid, uuid", """
-SELECT e.user_id::text, e.id::text, e.status
-FROM events e
-WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4
 """)  # fmt: skip
 
 
@@ -198,9 +193,15 @@ def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyH
     """Return who holds those keys that are taken."""
     wanted = set(keys)
     return [
-        KeyHolder((user_id, key), event_id, bytes(fingerprint), received_at)
+        KeyHolder(
+            (user_id, key),
+            event_id,
+            bytes(fingerprint),
+            at,
+            EventStatus(status) if status else None,
+        )
         for users, texts in key_lookups(keys)
-        for user_id, key, event_id, fingerprint, received_at in _HOLDERS.run(
+        for user_id, key, event_id, fingerprint, at, status in _HOLDERS.run(
             connection, (array(users), text_array(texts))
         )
         if (user_id, key) in wanted
@@ -213,15 +214,6 @@ def free_keys(connection: Connection, rows: Sequence[NewEvent]) -> None:
     keys = [(row.user_id, row.idempotency_key) for row in rows]
     for users, texts in key_lookups(keys):
         _FREE_KEYS.run(connection, (array(users), text_array(texts), ids))
-
-
-def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
-    """Return the status of those events that exist."""
-    return {
-        EventKey(row[0], row[1]): EventStatus(row[2])
-        for lookup in lookups(keys)
-        for row in _STATUSES.run(connection, lookup.arguments)
-    }
 
 
 def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:

@@ -103,11 +103,24 @@ def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
 def holders(connection: Connection, keys: Sequence[IdempotencyKey]) -> list[KeyHolder]:
     """Return who holds those keys that are taken."""
     table = idempotency_keys
+    status = (
+        select(events.c.status)
+        .where(events.c.user_id == table.c.user_id, events.c.id == table.c.event_id)
+        .scalar_subquery()
+    )
     return [
-        KeyHolder((row.user_id, row.key), row.event_id, row.fingerprint, row.received_at)
+        KeyHolder(
+            (row.user_id, row.key),
+            row.event_id,
+            row.fingerprint,
+            row.received_at,
+            EventStatus(row.status) if row.status else None,
+        )
         for user_id, texts in _by_user(keys)
         for row in connection.execute(
-            select(table).where(table.c.user_id == user_id, table.c.key.in_(texts))
+            select(table, status.label("status")).where(
+                table.c.user_id == user_id, table.c.key.in_(texts)
+            )
         )
     ]
 
@@ -117,17 +130,6 @@ def free_keys(connection: Connection, rows: Sequence[NewEvent]) -> None:
     table = idempotency_keys
     for user_id, texts in _by_user([(row.user_id, row.idempotency_key) for row in rows]):
         connection.execute(delete(table).where(table.c.user_id == user_id, table.c.key.in_(texts)))
-
-
-def statuses(connection: Connection, keys: Sequence[EventKey]) -> dict[EventKey, EventStatus]:
-    """Return the status of those events that exist."""
-    return {
-        EventKey(row.user_id, row.id): EventStatus(row.status)
-        for named in _named(keys)
-        for row in connection.execute(
-            select(events.c.user_id, events.c.id, events.c.status).where(named)
-        )
-    }
 
 
 def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEvent]:

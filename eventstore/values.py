@@ -35,6 +35,8 @@ class KeyHolder(NamedTuple):
     #: SHA-256 of the content.
     fingerprint: bytes
     received_at: datetime
+    #: None when retention has dropped the event and kept the key.
+    status: "EventStatus | None"
 
 
 #: The ids of some events by user: how keys travel from the intake through a message.
