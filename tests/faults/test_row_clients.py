@@ -143,6 +143,8 @@ def test_a_call_that_is_half_sent_at_the_end(
         SubmitEventRequest(event=event), metadata=trial.metadata, timeout=30
     )
     trap.wait()
+    # Until the server has read the first part, which nothing outside can see.
+    time.sleep(0.3)
     ending = threading.Thread(target=rig.server.stop)
     ending.start()
     time.sleep(1)
