@@ -5,6 +5,7 @@ SQLite lets one transaction write at a time (BEGIN IMMEDIATE), so nothing here n
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import chain
 
 import orjson
 from sqlalchemy import (
@@ -33,11 +34,15 @@ from eventstore.values import (
 _MOST_NAMES = 20_000
 
 # Written out, and given tuples: SQLAlchemy takes longer to bind a row than SQLite to write it.
-_INSERT = """
+_INSERT_INTO = """
 INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,
                     idempotency_key, attributes, payload)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
+VALUES """
+_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+#: Statements for so many rows. The driver lets go of the interpreter's lock while SQLite works, and
+#: `executemany` takes it back after each row: the event loop and the writer then mostly wait.
+_INSERTS = {count: _INSERT_INTO + ", ".join([_ROW] * count) for count in (1_000, 100)}
+_INSERT = _INSERT_INTO + _ROW
 _WAITING = """
 SELECT e.id, e.type, e.payload, e.attempts, u.email
 FROM events e JOIN users u ON u.id = e.user_id
@@ -62,7 +67,7 @@ _pending_columns = (
 
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
-    """Write the rows with one executemany inside the connection's transaction."""
+    """Write the rows inside the connection's transaction."""
     due = microseconds(next_attempt)
     values = []
     received_at, received = next_attempt, due
@@ -75,7 +80,14 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
             _hex(user), _hex(id_), received, occurred, due, type_, source, subject,
             key or None, attributes or None, payload,
         ))  # fmt: skip
-    connection.exec_driver_sql(_INSERT, values)
+    start = 0
+    for count, statement in _INSERTS.items():
+        while len(values) - start >= count:
+            together = chain.from_iterable(values[start : start + count])
+            connection.exec_driver_sql(statement, tuple(together))
+            start += count
+    if start < len(values):
+        connection.exec_driver_sql(_INSERT, values[start:])
 
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:
