@@ -7,46 +7,49 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     PublicFormat,
 )
-from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from jwt.algorithms import ECAlgorithm
 
-from eventstore.settings import Settings, SettingsError
-from ingest_service import auth
+from eventstore.settings import SettingsError
 from ingest_service.auth import (
-    LEEWAY,
     MAX_TOKEN,
     SingleKey,
     TokenVerifier,
     build_key_source,
     issue_token,
 )
-from ingest_service.errors import TokenExpired, TokenMissing, Unauthenticated
+from ingest_service.errors import TokenMissing, Unauthenticated
 from ingest_service.jwks import JwkSet, JwksFile, JwksUrl
 from ingest_service.principal import Principal
 from ingest_service.revocation import Revocations
 from tests.hostile.bad_tokens import (
-    Sign,
     assemble,
     bad_tokens,
-    eddsa,
-    es256,
     hs256,
-    rs256,
     strange_kids,
     text,
 )
 from tests.kit.tokens import SECRET, claims, make_token
-
-NOBODY_REVOKED = Revocations(None)
+from tests.unit.verifiers import (
+    NOBODY_REVOKED,
+    SIGNERS,
+    bearer,
+    is_refused,
+    make_signer,
+    settings_of,
+    verifier_by_pem,
+    verifier_by_set,
+    verifier_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,78 +57,6 @@ def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("INGEST_"):
             monkeypatch.delenv(name)
-
-
-def settings_of(**values: Any) -> Settings:
-    return Settings(**({"jwt_secret": SECRET} | values))
-
-
-def verifier_of(revocations: Revocations = NOBODY_REVOKED, **values: Any) -> TokenVerifier:
-    settings = settings_of(**values)
-    return TokenVerifier(settings, build_key_source(settings), revocations)
-
-
-def bearer(token: str) -> list[str | bytes]:
-    return [f"Bearer {token}"]
-
-
-def is_refused(verifier: TokenVerifier, token: str) -> bool:
-    """Whether a token is refused, and by nothing but the one kind of exception."""
-    try:
-        verifier.authenticate(bearer(token))
-    except Unauthenticated:
-        return True
-    return False
-
-
-class Signer(NamedTuple):
-    """An algorithm with a key pair."""
-
-    algorithm: str
-    sign: Sign
-    private: Any
-    jwk: dict[str, Any]
-
-    @property
-    def pem(self) -> bytes:
-        """The public key."""
-        made: bytes = self.private.public_key().public_bytes(
-            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-        )
-        return made
-
-    def token(self, **headers: Any) -> str:
-        """A good token."""
-        return make_token(key=self.private, algorithm=self.algorithm, headers=headers)
-
-
-def make_signer(algorithm: str) -> Signer:
-    if algorithm == "RS256":
-        private = rsa.generate_private_key(65_537, 2_048)
-        jwk = RSAAlgorithm.to_jwk(private.public_key(), as_dict=True)
-        return Signer(algorithm, rs256(private), private, jwk)
-    if algorithm == "ES256":
-        curve = ec.generate_private_key(ec.SECP256R1())
-        jwk = ECAlgorithm.to_jwk(curve.public_key(), as_dict=True)
-        return Signer(algorithm, es256(curve), curve, jwk)
-    edwards = ed25519.Ed25519PrivateKey.generate()
-    jwk = OKPAlgorithm.to_jwk(edwards.public_key(), as_dict=True)
-    return Signer(algorithm, eddsa(edwards), edwards, jwk)
-
-
-SIGNERS = {algorithm: make_signer(algorithm) for algorithm in ("RS256", "ES256", "EdDSA")}
-
-
-def verifier_by_pem(algorithm: str, pem: bytes, folder: Path) -> TokenVerifier:
-    file = folder / "public.pem"
-    file.write_bytes(pem)
-    return verifier_of(jwt_algorithm=algorithm, jwt_secret=None, jwt_public_key_file=file)
-
-
-def verifier_by_set(algorithm: str, folder: Path, *entries: Any) -> TokenVerifier:
-    file = folder / "keys.json"
-    file.write_text(json.dumps({"keys": entries}))
-    return verifier_of(jwt_algorithm=algorithm, jwt_secret=None, jwt_jwks_file=file)
 
 
 def test_no_bad_token_gets_past_a_secret() -> None:
@@ -265,145 +196,6 @@ def test_a_user_is_issuer_and_subject_and_nothing_else() -> None:
     assert len(ids) == 5
     assert all(uuid.UUID(found).version == 5 for found in ids)
     assert user_id(here, "alice") == user_id(here, "alice", email="", scope="", jti="x")
-
-
-class Clock:
-    """The wall clock as the service reads it, which a test may put forward."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        real, self.ahead = time.time, 0.0
-        monkeypatch.setattr(time, "time", lambda: real() + self.ahead)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-class Keys:
-    """A key that a test may take away, and how often it was asked for."""
-
-    version = 0
-
-    def __init__(self) -> None:
-        self.key: str | None = SECRET
-        self.asked = 0
-
-    def key_for(self, kid: str | None) -> Any:
-        self.asked += 1
-        return self.key
-
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys()
-
-
-@pytest.fixture
-def remembering(keys: Keys) -> TokenVerifier:
-    return TokenVerifier(settings_of(), keys, NOBODY_REVOKED)
-
-
-def test_a_verified_token_is_remembered_for_a_minute(
-    remembering: TokenVerifier, keys: Keys, clock: Clock
-) -> None:
-    token = make_token()
-    for clock.ahead in (0, 1, 59):
-        assert not is_refused(remembering, token)
-    assert keys.asked == 1
-
-    clock.ahead = 61
-    assert not is_refused(remembering, token)
-    assert keys.asked == 2
-    keys.key, clock.ahead = None, 130
-    assert is_refused(remembering, token)
-
-
-def test_no_token_is_remembered_beyond_its_end(remembering: TokenVerifier, clock: Clock) -> None:
-    now = int(time.time())
-    token = make_token(iat=now, exp=now + 5)
-    assert not is_refused(remembering, token)
-
-    clock.ahead = 5 + LEEWAY - 2
-    assert not is_refused(remembering, token)
-    clock.ahead = 5 + LEEWAY + 1
-    with pytest.raises(TokenExpired):
-        remembering.authenticate(bearer(token))
-
-
-def test_who_was_let_in_is_asked_again_whether_the_token_still_holds(
-    remembering: TokenVerifier, clock: Clock
-) -> None:
-    """That is what an open stream does with every message."""
-    now = int(time.time())
-    principal = remembering.authenticate(bearer(make_token(iat=now, exp=now + 5)))
-    principal.require_alive()
-
-    clock.ahead = 5 + LEEWAY + 1
-    with pytest.raises(TokenExpired):
-        principal.require_alive()
-
-
-def test_a_remembered_token_can_be_revoked(tmp_path: Path) -> None:
-    file = tmp_path / "revoked.json"
-    file.write_text("{}")
-    revocations = Revocations(file)
-    verifier = verifier_of(revocations)
-    stolen, other = make_token("alice", jti="stolen"), make_token("bob", jti="other")
-    principal = verifier.authenticate(bearer(stolen))
-    assert not is_refused(verifier, other)
-
-    file.write_text('{"jti": ["stolen"], "issued_before": {"bob": 1}}')
-    revocations.look()
-
-    assert is_refused(verifier, stolen)
-    assert not is_refused(verifier, other)
-    with pytest.raises(Unauthenticated):
-        principal.require_alive()
-
-
-def test_a_remembered_token_is_verified_again_when_the_keys_change(tmp_path: Path) -> None:
-    """A key that is taken out of the set takes its tokens with it."""
-    old, new = SIGNERS["ES256"], make_signer("ES256")
-    file = tmp_path / "keys.json"
-    entry = old.jwk | {"kid": "old"}
-    file.write_text(json.dumps({"keys": [entry]}))
-    settings = settings_of(jwt_algorithm="ES256", jwt_secret=None, jwt_jwks_file=file)
-    source = build_key_source(settings)
-    assert isinstance(source, JwkSet)
-    verifier = TokenVerifier(settings, source, NOBODY_REVOKED)
-    token = old.token(kid="old")
-    assert not is_refused(verifier, token)
-
-    file.write_text(json.dumps({"keys": [new.jwk | {"kid": "new"}]}))
-    source.load()
-
-    assert is_refused(verifier, token)
-    assert not is_refused(verifier, new.token(kid="new"))
-
-
-def test_only_so_many_tokens_are_remembered(
-    remembering: TokenVerifier, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(auth, "_CACHE_SIZE", 50)
-    tokens = [make_token(f"user-{number}") for number in range(200)]
-    for token in tokens:
-        assert not is_refused(remembering, token)
-
-    assert len(remembering._cache) == 50
-    keys.key = None
-    assert not is_refused(remembering, tokens[-1])
-    assert is_refused(remembering, tokens[0])
-
-
-def test_a_refused_token_is_not_remembered(remembering: TokenVerifier, keys: Keys) -> None:
-    keys.key = None
-    token = make_token()
-    assert is_refused(remembering, token)
-
-    keys.key = SECRET
-    assert not is_refused(remembering, token)
-    assert not is_refused(remembering, make_token(iat=int(time.time()) + LEEWAY - 3))
 
 
 @pytest.mark.parametrize(
