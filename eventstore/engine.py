@@ -166,7 +166,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
         with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode=WAL")
             return
-        time.sleep(0.02)
+        time.sleep(0.02)  # SQLite tells nobody when the other one is done.
     connection.execute("PRAGMA journal_mode=WAL")
 
 

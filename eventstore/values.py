@@ -36,7 +36,7 @@ class KeyHolder(NamedTuple):
     fingerprint: bytes
     received_at: datetime
     #: None when retention has dropped the event and kept the key.
-    status: "EventStatus | None"
+    status: EventStatus | None
 
 
 #: The ids of some events by user: how keys travel from the intake through a message.

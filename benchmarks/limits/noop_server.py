@@ -53,7 +53,7 @@ class NoopServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self.events += 1
         return pb.SubmitEventResponse()
 
-    async def StreamEvents(  # noqa: N802
+    async def StreamEvents(  # noqa: N802  # as above
         self, request_iterator: AsyncIterator[pb.StreamEventsRequest], context: Any
     ) -> pb.StreamEventsResponse:
         """Count the events and answer."""

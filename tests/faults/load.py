@@ -21,6 +21,9 @@ from tests.faults.journal import Journal
 #: What leaves open whether the call took effect; anything else but a refusal is a violation.
 _UNKNOWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED"})
 
+#: Reasons and codes that a call may end with while the database is away.
+BROKEN = frozenset({"STORAGE_UNAVAILABLE", "OVERLOADED", "UNAVAILABLE", "NO_RECEIPT"})
+
 CHANNEL = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -23,9 +23,6 @@ from tests.faults.trial import Trial, resident
 from tests.faults.verdict import BROKER_LINES
 from tests.kit.proxy import Point
 
-_NOISE_MS = 50.0
-#: Calls leave when they are due; the first and the last take a moment longer.
-_FULL = 0.95
 #: Streams of a thread, or calls, that are under way together before they are dropped.
 _WAVE = 10
 

@@ -13,10 +13,11 @@ import pytest
 
 from tests.faults.conftest import Case
 from tests.faults.embedded import EmbeddedRig
+from tests.faults.load import BROKEN
 from tests.faults.rig import Rig
 from tests.faults.trial import Trial
 
-_AWAY = {"STORAGE_UNAVAILABLE", "OVERLOADED", "UNAVAILABLE", "NO_RECEIPT", "DEADLINE_EXCEEDED"}
+_AWAY = BROKEN | {"DEADLINE_EXCEEDED"}
 #: Seconds after which a full disk takes nothing: the first small commits still find room on a page
 #: and in the log's segment, which is written to its end.
 _ROOM_SECONDS = 2.0

@@ -16,7 +16,7 @@ from ingest.v1.ingest_service_pb2 import (
 )
 from tests.faults.conftest import Case
 from tests.faults.ledger import execute, query
-from tests.faults.load import describe, make_event
+from tests.faults.load import BROKEN, describe, make_event
 from tests.faults.probe import Probe
 from tests.faults.rig import Rig
 from tests.faults.trial import Trial
@@ -26,9 +26,6 @@ from tests.kit.waiting import eventually
 _OPEN = "SELECT count(*) FROM events WHERE status = 1 AND id = ANY (%s::uuid[])"
 #: The connections that new events are written on.
 _INTAKE = "FROM pg_stat_activity WHERE application_name = 'ingest-intake'"
-_AWAY = {"STORAGE_UNAVAILABLE", "OVERLOADED"}
-#: Reasons and codes that a call may end with while the database is away.
-_BROKEN = _AWAY | {"UNAVAILABLE", "NO_RECEIPT"}
 
 
 @pytest.mark.row(21, "connections used up")
@@ -77,7 +74,7 @@ def test_no_connection_is_left(trial: Trial, rig: Rig, case: Case) -> None:
     )
     assert not history.facts("unknown", after=began, before=kept)
     assert refused
-    assert {entry.code for entry in refused} <= _BROKEN
+    assert {entry.code for entry in refused} <= BROKEN
     # What was committed before may still be answered, in a moment.
     assert not history.facts("ok", op="new", after=resumed + 0.5, before=freed)
     assert probe.answers(began, kept) == {"SERVING"}
@@ -108,7 +105,7 @@ def test_foreign_locks(trial: Trial, rig: Rig, case: Case) -> None:
     slowest = max(entry.ms for entry in unknown if entry.writer.startswith("unary"))
     case.note(f"slowest refusal {slowest:.0f} ms; idlers are cut after {limit}")
     assert slowest <= 3_000
-    assert {entry.code for entry in unknown} <= _BROKEN
+    assert {entry.code for entry in unknown} <= BROKEN
     assert limit == "10s"
 
 

@@ -1,4 +1,4 @@
-"""Rows 16 to 23: the database restarts, is away, lies, stalls, is slow, full, or locked."""
+"""Rows 16 to 20: the database restarts, is away, lies, stalls, or is slow."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from ingest.v1.ingest_service_pb2 import (
 )
 from tests.faults.conftest import Case
 from tests.faults.flood import quantile
-from tests.faults.load import make_event
+from tests.faults.load import BROKEN, make_event
 from tests.faults.probe import Probe
 from tests.faults.rig import Rig
 from tests.faults.torrent import Torrent, pour
@@ -25,13 +25,6 @@ COMMIT = b"COMMIT\x00"
 COPY = b"COPY events"
 #: A few events and their keys, in a statement that commits itself; a batch has a transaction.
 ALONE = b"EXECUTE ingest_keyed"
-#: How many of some events are not final.
-_OPEN = "SELECT count(*) FROM events WHERE status = 1 AND id = ANY (%s::uuid[])"
-#: The connections that new events are written on.
-_INTAKE = "FROM pg_stat_activity WHERE application_name = 'ingest-intake'"
-_AWAY = {"STORAGE_UNAVAILABLE", "OVERLOADED"}
-#: Reasons and codes that a call may end with while the database is away.
-_BROKEN = _AWAY | {"UNAVAILABLE", "NO_RECEIPT"}
 
 
 @pytest.mark.row(16, "PostgreSQL restarts at once (immediate)")
@@ -79,7 +72,7 @@ def test_a_database_that_is_down(trial: Trial, rig: Rig, case: Case) -> None:
     unknown = history.facts("unknown", after=down + 0.5, before=up)
     slowest = max(entry.ms for entry in unknown.entries if entry.writer.startswith("unary"))
     case.note(f"slowest refusal {slowest:.0f} ms; memory {more / 1e6:+.0f} MB")
-    assert {entry.code for entry in unknown.entries} <= _BROKEN
+    assert {entry.code for entry in unknown.entries} <= BROKEN
     assert slowest <= 2_500
     assert abs(more) <= 20e6
     assert "NOT_SERVING" in probe.answers(down + 2, up)
@@ -104,7 +97,7 @@ def test_a_lost_reply_to_commit(trial: Trial, rig: Rig, case: Case) -> None:
     again = [entry for entry in history.facts("ok", op="new").entries if entry.duplicate]
     case.note(f"{len(again)} events were committed, unanswered and answered as duplicates")
     assert again
-    assert {entry.code for entry in history.facts("unknown").entries} <= _BROKEN
+    assert {entry.code for entry in history.facts("unknown").entries} <= BROKEN
 
 
 @pytest.mark.row(19, "PostgreSQL stalls (half-open)")

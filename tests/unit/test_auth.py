@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import time
 import uuid
 from collections.abc import Callable
@@ -50,13 +49,6 @@ from tests.unit.verifiers import (
     verifier_by_set,
     verifier_of,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("INGEST_"):
-            monkeypatch.delenv(name)
 
 
 def test_no_bad_token_gets_past_a_secret() -> None:

@@ -1,7 +1,6 @@
 """What is remembered of tokens, and for how long."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,6 @@ from tests.unit.verifiers import (
     settings_of,
     verifier_of,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith("INGEST_"):
-            monkeypatch.delenv(name)
 
 
 class Clock:
