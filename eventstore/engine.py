@@ -140,10 +140,14 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
             return  # A read, which waits for nobody.
         # SQLite lets one write at a time, and whoever waits only looks now and then whether it is
         # its turn: with a worker in this process that is never. A lock wakes the next one.
+        deadline = time.monotonic() + _SQLITE_BUSY_SECONDS
         if not turn.acquire(timeout=_SQLITE_BUSY_SECONDS):
             raise TimeoutError("database is busy")
         connection.info["turn"] = turn
         try:
+            # What is left after waiting here is how long another process may keep the lock.
+            left = max(0, int((deadline - time.monotonic()) * 1000))
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={left}")
             # A transaction that first reads and then writes would otherwise fail at once,
             # whatever the busy timeout, when another one wrote in between.
             connection.exec_driver_sql("BEGIN IMMEDIATE")

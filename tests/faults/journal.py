@@ -74,6 +74,12 @@ class History:
             )
         )
 
+    def begun(self, *, after: float, before: float = 1e18) -> "History":
+        """Keep the entries of attempts that began in one span of time, whenever they ended."""
+        return History(
+            tuple(entry for entry in self.entries if after <= entry.at - entry.ms / 1000 < before)
+        )
+
     def milliseconds(self, share: float = 0.99) -> float:
         """Return this quantile of the latencies; 0 without entries."""
         times = sorted(entry.ms for entry in self.entries)

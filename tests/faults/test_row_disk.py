@@ -52,7 +52,7 @@ def test_postgres_on_a_full_disk(case: Case, tmp_path: Path) -> None:
                 f"{len(during)} refused with {refused}, {len(stored)} OK while"
                 f" full; first OK {again:.1f} s after space was free"
             )
-            assert not [one for one in stored.entries if one.at > began + _ROOM_SECONDS]
+            assert not stored.begun(after=began + _ROOM_SECONDS)
             assert during
             assert again <= 5
             assert refused <= _AWAY
@@ -78,7 +78,7 @@ def test_sqlite_on_a_full_disk(case: Case, tmp_path: Path) -> None:
             time.sleep(3)
             history = trial.verdict()
             unknown = history.facts("unknown", after=began + _ROOM_SECONDS, before=ended).entries
-            stored = history.facts("ok", op="new", after=began + _ROOM_SECONDS, before=ended)
+            stored = history.facts("ok", op="new", before=ended).begun(after=began + _ROOM_SECONDS)
             again = history.facts("ok", op="new", after=ended).entries[0].at - ended
             case.note(f"{len(unknown)} refused; first OK {again:.1f} s after space was free")
             assert not stored
@@ -111,7 +111,8 @@ def test_sqlite_survives_kills(case: Case, embedded: EmbeddedRig) -> None:
 def test_a_locked_sqlite(case: Case, embedded: EmbeddedRig) -> None:
     """Whoever waits for the lock is answered in time; nothing hangs."""
     trial = Trial(embedded, seed=case.seed)
-    trial.load(attempt_timeout=9.0)
+    # Streams last for a second by themselves, which would blur the times.
+    trial.load(attempt_timeout=9.0, streams=0)
     time.sleep(1)
     with closing(sqlite3.connect(embedded.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -122,14 +123,12 @@ def test_a_locked_sqlite(case: Case, embedded: EmbeddedRig) -> None:
     time.sleep(2)
     history = trial.verdict()
 
-    unary = [
-        entry
-        for entry in history.facts("unknown", after=locked, before=freed + 1).entries
-        if entry.writer.startswith("unary")
-    ]
-    case.note(f"refused after {max(entry.ms for entry in unary):.0f} ms")
-    assert {entry.code for entry in unary} <= _AWAY - {"DEADLINE_EXCEEDED"}
-    assert max(entry.ms for entry in unary) <= 8_000
+    # The group that found the lock is refused; who waited behind it may be in time for the end.
+    refused = history.facts("unknown", after=locked, before=freed + 1).entries
+    assert refused
+    case.note(f"refused after {max(entry.ms for entry in refused):.0f} ms")
+    assert {entry.code for entry in refused} <= _AWAY - {"DEADLINE_EXCEEDED"}
+    assert max(entry.ms for entry in refused) <= 8_000
 
 
 @pytest.fixture(scope="module")
