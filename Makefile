@@ -26,7 +26,7 @@ coverage: ## make test, slower, and the lines that it has not run
 
 test-faults: install-dev ## every row of the fault table (PYTEST_ARGS="--faults-long": full counts)
 	@scripts/test-services
-	@$(BIN)/python -m pytest tests/faults --faults $(PYTEST_ARGS) \
+	@$(BIN)/python -m pytest tests/faults --faults -n 2 --dist load --maxschedchunk 1 $(PYTEST_ARGS) \
 		--ignore=tests/faults/test_smoke.py --ignore=tests/faults/test_life.py
 
 check: lint types imports proto generated requirements audit deploy sbom ## everything short of running the tests

@@ -18,9 +18,19 @@ pytest_plugins = ("tests.faults.options",)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Run the rows of the fault table alone: they judge times."""
-    with turn(alone=item.get_closest_marker("row") is not None):
+    """Run the rows of the fault table alone, if they judge times."""
+    with turn(alone=_is_alone(item)):
         return (yield)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what may share the machine: who runs alone has the others wait."""
+    items.sort(key=_is_alone)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    marks = {mark.name for mark in item.iter_markers()}
+    return "row" in marks and "beside_others" not in marks
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, choose the seed, begin the report."""
     config.addinivalue_line("markers", "row(number, title): a row of the fault table")
+    config.addinivalue_line("markers", "beside_others: a row that may share the machine: no times")
     given = getattr(config, "workerinput", {}).get("faults_seed") or config.option.faults_seed
     config.stash[REPORT] = Report(
         form="long" if config.option.faults_long else "short",

@@ -27,6 +27,7 @@ from tests.kit.proxy import Point
 _WAVE = 10
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(27, "client dies or cancels in a stream")
 @pytest.mark.timeout(300)
 def test_clients_that_die(trial: Trial, case: Case) -> None:

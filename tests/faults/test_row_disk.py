@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ _AWAY = BROKEN | {"DEADLINE_EXCEEDED"}
 _ROOM_SECONDS = 2.0
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(24, "disk full: PostgreSQL")
 @pytest.mark.timeout(200)
-def test_postgres_on_a_full_disk(case: Case, tmp_path: Path) -> None:
+def test_postgres_on_a_full_disk(case: Case) -> None:
     """No OK while nothing can be written, none that is not stored, and work again with space."""
-    with small_disk(case, tmp_path, megabytes=140) as disk:
+    with small_disk(case, megabytes=140) as disk:
         rig = Rig(durable=True, workers=1, disk=disk)
         try:
             rig.start()
@@ -61,11 +63,12 @@ def test_postgres_on_a_full_disk(case: Case, tmp_path: Path) -> None:
             rig.close()
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(24, "disk full: SQLite")
 @pytest.mark.timeout(120)
-def test_sqlite_on_a_full_disk(case: Case, tmp_path: Path) -> None:
+def test_sqlite_on_a_full_disk(case: Case) -> None:
     """As PostgreSQL, in one process."""
-    with small_disk(case, tmp_path, megabytes=8) as disk:
+    with small_disk(case, megabytes=8) as disk:
         rig = EmbeddedRig(data=disk / "data")
         try:
             trial = Trial(rig, seed=case.seed)
@@ -91,6 +94,7 @@ def test_sqlite_on_a_full_disk(case: Case, tmp_path: Path) -> None:
             rig.close()
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(25, "SIGKILL during writes to SQLite")
 @pytest.mark.timeout(1200)
 def test_sqlite_survives_kills(case: Case, embedded: EmbeddedRig) -> None:
@@ -140,27 +144,25 @@ def embedded() -> Iterator[EmbeddedRig]:
 
 
 @contextmanager
-def small_disk(case: Case, folder: Path, *, megabytes: int) -> Iterator[Path]:
+def small_disk(case: Case, *, megabytes: int) -> Iterator[Path]:
     """Mount a small file system of its own; without the right to do so the row cannot run."""
-    disk = folder / "disk"
-    disk.mkdir()
     if os.geteuid() != 0:
         case.cannot("needs root to mount a small tmpfs")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", disk],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        case.cannot(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
-    # Whoever PostgreSQL runs as must get there.
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
-    try:
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
+    with tempfile.TemporaryDirectory(prefix="ingest-disk-") as folder:
+        # Whoever PostgreSQL runs as must get there.
+        disk = Path(folder)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=755", "tmpfs", disk],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if mounted.returncode:
+            case.cannot(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @contextmanager

@@ -104,6 +104,7 @@ def test_a_backlog_at_the_start(trial: Trial, rig: Rig, case: Case) -> None:
     assert live <= max(2 * calm, calm + 2 * _NOISE_MS)
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(34, "poison events: raise, crash, grow, loop")
 @pytest.mark.timeout(400)
 def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
@@ -134,6 +135,7 @@ def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
     assert took <= 120
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(35, "one bad event among a thousand")
 def test_one_bad_event(trial: Trial, rig: Rig, case: Case) -> None:
     """A batch is refused as a whole, a stream stores the others and names it: never between."""
@@ -175,6 +177,7 @@ def test_one_bad_event(trial: Trial, rig: Rig, case: Case) -> None:
     case.note("at the edge and in the database: 0 of a batch, 999 of a stream")
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(36, "wall clocks ten minutes off")
 @pytest.mark.parametrize("seconds", [600, -600])
 @pytest.mark.timeout(200)
@@ -259,6 +262,7 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
                   " and a plain box gives no cgroup of its own")  # fmt: skip
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(38, "everything started twice")
 @pytest.mark.timeout(200)
 def test_started_twice(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_foreign_row_locks(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -
     assert not history.facts("unknown", after=locked, before=freed)
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(23, "the same 500 keys in opposite orders")
 @pytest.mark.timeout(300)
 def test_no_deadlocks(trial: Trial, rig: Rig, case: Case) -> None:

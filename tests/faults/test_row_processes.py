@@ -20,8 +20,12 @@ COMMIT = b"COMMIT\x00"
 COPY = b"COPY events"
 CLAIM = b"EXECUTE ingest_waiting"
 FINISH = b"EXECUTE ingest_finish"
-#: Events under a lease, and how many of some events are not final.
-_HELD = "SELECT id::text FROM events WHERE status = 1 AND lease_token IS NOT NULL"
+#: Events under a lease, but for those that another thread of the stopped worker has just locked;
+#: and how many of some events are not final.
+_HELD = (
+    "SELECT id::text FROM events WHERE status = 1 AND lease_token IS NOT NULL"
+    " FOR UPDATE SKIP LOCKED"
+)
 _OPEN = "SELECT count(*) FROM events WHERE status = 1 AND id = ANY (%s::uuid[])"
 
 
@@ -42,6 +46,7 @@ def test_a_killed_server_serves_again(trial: Trial, rig: Rig, case: Case) -> Non
     assert not history.facts("gave_up")
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(2, "SIGKILL of the server at named points")
 @pytest.mark.parametrize("point", ["mid-batch", "before-commit", "after-commit", "after-reply"])
 @pytest.mark.timeout(900)
@@ -70,6 +75,7 @@ def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, po
         assert any(entry.duplicate for entry in history.facts("ok", op="new").entries)
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(3, "SIGKILL of a worker in an actor")
 @pytest.mark.parametrize("point", ["mid-actor", "before-commit", "after-commit"])
 @pytest.mark.timeout(900)
@@ -117,6 +123,7 @@ def test_orphans_end_by_themselves(trial: Trial, rig: Rig, case: Case) -> None:
         worker.ends_orphans = True
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(5, "SIGKILL of everything at once")
 @pytest.mark.timeout(1200)
 def test_everything_killed_at_once_comes_back(trial: Trial, rig: Rig, case: Case) -> None:

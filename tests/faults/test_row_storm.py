@@ -14,6 +14,7 @@ _SHORT_SECONDS = 20.0
 _LONG_SECONDS = 1_800.0
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(39, "mixed storm, seeded")
 @pytest.mark.timeout(40_000)
 def test_the_storm(trial: Trial, rig: Rig, case: Case) -> None:
