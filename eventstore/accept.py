@@ -36,12 +36,14 @@ def accept(
     *,
     unseen: Sequence[User],
     next_attempt: datetime,
+    far: bool = False,
 ) -> tuple[list[Verdicts], list[NewEvent]]:
     """Store what can be stored, and say what was decided of each submission.
 
-    `unseen` are the users whose row may be missing or old. The second result holds the rows
-    written, in order. Nothing is committed here, unless the connection does so by itself. Users and
-    keys are written in sorted order, so that two groups never wait for each other in a circle.
+    `unseen` are the users whose row may be missing or old; `far` says that round trips to the
+    database take longer than its work. The second result holds the rows written, in order. Nothing
+    is committed here, unless the connection does so by itself. Users and keys are written in sorted
+    order, so that two groups never wait for each other in a circle.
     """
     if unseen:
         upsert_users(connection, unseen)
@@ -57,7 +59,7 @@ def accept(
         return verdicts, rows
     plain = [event for event in rows if not event.fingerprint]
     owners = [first[key] for key in sorted(first)]
-    if together := _is_small(connection, submissions):
+    if together := _go_together(connection, submissions, far=far):
         written = bulk(connection).insert_keyed(connection, owners + plain, next_attempt)
         all_new = len(written) == len(rows)
     else:
@@ -71,12 +73,16 @@ def accept(
 
 
 def is_one_statement(
-    connection: Connection, submissions: Sequence[Submission], unseen: Sequence[User]
+    connection: Connection,
+    submissions: Sequence[Submission],
+    unseen: Sequence[User],
+    *,
+    far: bool = False,
 ) -> bool:
     """Whether `accept` will write with one statement, which needs no transaction around it."""
     if unseen or connection.dialect.name == "sqlite":
         return False
-    return _is_small(connection, submissions) or not _has_keys(submissions)
+    return _go_together(connection, submissions, far=far) or not _has_keys(submissions)
 
 
 def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
@@ -103,7 +109,7 @@ def _has_keys(submissions: Sequence[Submission]) -> bool:
     return any(event.fingerprint for submission in submissions for event in submission.events)
 
 
-def _is_small(connection: Connection, submissions: Sequence[Submission]) -> bool:
+def _go_together(connection: Connection, submissions: Sequence[Submission], *, far: bool) -> bool:
     """Whether keys and events are written in one statement, each event unless its key is taken.
 
     Not those of an atomic batch, which one taken key may refuse as a whole.
@@ -111,7 +117,7 @@ def _is_small(connection: Connection, submissions: Sequence[Submission]) -> bool
     if connection.dialect.name == "sqlite":
         return False
     counts = [len(submission.events) for submission in submissions]
-    return sum(counts) <= _SMALL_GROUP and not any(
+    return (far or sum(counts) <= _SMALL_GROUP) and not any(
         submission.atomic and count > 1
         for submission, count in zip(submissions, counts, strict=True)
     )

@@ -55,6 +55,8 @@ class DatabaseClock:
         self._synchronised_at = float("-inf")
         self._measured_at = 0.0
         self._error = float("inf")
+        #: Seconds that the database took to tell the time when it was last asked.
+        self.round_trip = 0.0
 
     def now(self) -> datetime:
         """Return the time, aware, in UTC."""
@@ -70,13 +72,18 @@ class DatabaseClock:
         """Whether the offset should be measured again."""
         return time.monotonic() - self._synchronised_at > _SYNC_SECONDS
 
+    def doubt(self) -> None:
+        """Have the offset and the round trip measured again before they are next needed."""
+        self._synchronised_at = float("-inf")
+
     def synchronise(self, connection: Connection) -> None:
         """Measure the offset; this also tells whether the connection is alive."""
         before = time.monotonic()
         told = connection.execute(select(in_seconds(0))).scalar_one()
         after = time.monotonic()
         self._synchronised_at = after
-        error = (after - before) / 2
+        self.round_trip = after - before
+        error = self.round_trip / 2
         if error > self._error + (after - self._measured_at) * _DRIFT:
             return
         self._error, self._measured_at = error, after

@@ -147,10 +147,10 @@ def test_a_half_open_database(trial: Trial, rig: Rig, case: Case) -> None:
 def test_a_slow_database(trial: Trial, rig: Rig, case: Case) -> None:
     """200 ms each way: what is accepted is so in bounded time, and nothing piles up.
 
-    No batches, and fewer events at a time than make a large group: either is a transaction of five
-    round trips, two seconds here, and whoever comes behind it waits.
+    No atomic batches: each is a transaction of five round trips, two seconds here, and whoever
+    comes behind it waits.
     """
-    trial.load(unary=8, streams=1, batches=0)
+    trial.load(unary=8, batches=0)
     time.sleep(1.5)
     memory = resident(rig.server.pids())
     line = rig.server_lines[0].database

@@ -36,11 +36,10 @@ def submission(*rows: NewEvent, atomic: bool = True) -> Submission:
 MANY = 200
 
 
-def write(store: Engine, *group: Submission) -> list[Verdicts]:
+def write(store: Engine, *group: Submission, far: bool = False) -> list[Verdicts]:
+    due = NOW + timedelta(seconds=5)
     with store.begin() as connection:
-        verdicts, _ = accept(
-            connection, group, unseen=[ALICE], next_attempt=NOW + timedelta(seconds=5)
-        )
+        verdicts, _ = accept(connection, group, unseen=[ALICE], next_attempt=due, far=far)
     return verdicts
 
 
@@ -109,9 +108,9 @@ def test_a_group_of_many_users_and_keys_is_one_transaction(store: Engine) -> Non
     assert stored(store) == (700, {row.idempotency_key: row.id for row in rows[:700]})
 
 
-@pytest.mark.parametrize("beside", [0, MANY])
+@pytest.mark.parametrize("beside, far", [(0, False), (MANY, False), (MANY, True)])
 def test_a_group_of_calls_and_streams_is_decided_alike_whatever_its_size(
-    store: Engine, beside: int
+    store: Engine, beside: int, far: bool
 ) -> None:
     """New, known, repeated and conflicting keys, and none, in an order that is not that of keys."""
     first, known = made("first", "z"), made("known", "known")
@@ -126,6 +125,7 @@ def test_a_group_of_calls_and_streams_is_decided_alike_whatever_its_size(
         submission(plain, made("new", "new"), third, made("odd", "new"), late, atomic=False),
         submission(made("late", "a")),
         submission(*(made(f"more {number}") for number in range(beside)), atomic=False),
+        far=far,
     )
 
     pending = EventStatus.PENDING
@@ -141,9 +141,9 @@ def test_a_group_of_calls_and_streams_is_decided_alike_whatever_its_size(
     assert stored(store) == (6 + beside, {key: event.id for key, event in holders.items()})
 
 
-@pytest.mark.parametrize("beside", [0, MANY])
+@pytest.mark.parametrize("beside, far", [(0, False), (MANY, False), (MANY, True)])
 def test_every_column_is_what_was_given_whatever_the_size_of_the_group(
-    store: Engine, beside: int
+    store: Engine, beside: int, far: bool
 ) -> None:
     """Attributes or none, JSON's null, texts that would mean something to an array or to COPY."""
     odd = ['"', "\\", "{a,b}", "NULL", "null", "%s", "İ🎈", ""]
@@ -162,6 +162,7 @@ def test_every_column_is_what_was_given_whatever_the_size_of_the_group(
         store,
         submission(*rows, atomic=False),
         submission(*(made("more") for _ in range(beside)), atomic=False),
+        far=far,
     )
 
     with store.connect() as connection:
