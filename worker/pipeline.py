@@ -25,6 +25,8 @@ Enricher = Callable[[Mapping[str, Any] | None], Mapping[str, Any]]
 _ENRICHERS = "ingest.enrichers"
 #: Integers of so many digits always fit 64 bits.
 _EXACT_DIGITS = 18
+#: What JSON's numbers are parsed as; a bool, which is an int to `isinstance`, is none.
+_NUMBERS = (float, int)
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
@@ -101,15 +103,15 @@ def to_text(value: Any) -> str:
     """Return stripped text; numbers are written as in JSON."""
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if type(value) in _NUMBERS:
         return orjson.dumps(value).decode()
     raise InconvertibleValue(f"{_json_kind(value)} is no text")
 
 
 def to_number(value: Any) -> int | float:
     """Return a finite number; text must be a JSON number, blanks around it are allowed."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+    if type(value) in _NUMBERS:
+        return value  # type: ignore[no-any-return]  # an int or a float
     if not isinstance(value, str):
         raise InconvertibleValue(f"{_json_kind(value)} is no number")
     match = _JSON_NUMBER.fullmatch(value.strip())

@@ -30,7 +30,9 @@ log = structlog.get_logger()
 _GARBAGE = 20_000
 #: Most keys of a message that are looked at, whatever a stranger wrote into the queue.
 _MOST_KEYS = 10_000
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: Of UUIDs with commas between them: one look at all takes a fifth of the time of one at each.
+_UUIDS = re.compile(f"{_UUID}(?:,{_UUID})*+")
 
 
 class Runtime(Middleware):
@@ -123,11 +125,16 @@ def parse_keys(keys: object) -> list[EventKey]:
     for user_id, ids in keys.items():
         if not isinstance(ids, list) or len(parsed) + len(ids) > _MOST_KEYS:
             raise ValueError("keys must hold lists of at most 10,000 ids")
-        if ids and not (_is_uuid(user_id) and all(map(_is_uuid, ids))):
+        if ids and not _are_uuids([user_id, *ids]):
             raise ValueError("keys must be UUIDs")
         parsed += [EventKey(user_id, event_id) for event_id in ids]
     return parsed
 
 
-def _is_uuid(value: object) -> bool:
-    return isinstance(value, str) and _UUID.fullmatch(value) is not None
+def _are_uuids(values: list[object]) -> bool:
+    """Whether all are UUIDs: texts, which joined are as many UUIDs as there are values."""
+    try:
+        joined = ",".join(values)  # type: ignore[arg-type]  # what is no text raises
+    except TypeError:
+        return False
+    return _UUIDS.fullmatch(joined) is not None and joined.count(",") == len(values) - 1
