@@ -31,7 +31,9 @@ def copy_text(rows: Sequence[NewEvent], next_attempt: datetime) -> bytes:
         )
     # Bytes from here on: one character beyond Latin-1 would make a text of all rows four times as
     # large. A backslash is the only one that can occur here and means something to COPY.
-    text = b"".join(lines).replace(b"\\", b"\\\\").replace(_NULL.encode(), b"\\N")
+    text = b"".join(lines)
+    lines.clear()  # a group of large events is megabytes
+    text = text.replace(b"\\", b"\\\\").replace(_NULL.encode(), b"\\N")
     if text.count(b"\t") != _TABS * len(rows) or text.count(b"\n") != len(rows):
         # The edge lets no control character through; this keeps a row from ever forging another.
         raise ValueError("control character in an event")
