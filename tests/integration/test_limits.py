@@ -125,7 +125,7 @@ def test_a_stream_beyond_the_share_is_slowed_and_nothing_of_it_is_lost(limited: 
 def test_messages_without_an_event_cost_their_bytes(limited: Service) -> None:
     """Of a field that nobody knows, large ones and small ones: they wait like any others."""
     greedy = limited.caller()
-    for size, count in ((150_000, 4), (30_000, 20)):
+    for size, count in ((110_000, 4), (15_000, 16)):
         unknown = b"\xfa\x01" + varint(size)
         began = time.monotonic()
         answer = greedy.wire_stream([unknown + bytes(size)] * count)
