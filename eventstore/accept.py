@@ -25,6 +25,8 @@ from eventstore.values import (
 #: Events up to which a group with keys is written by one statement: that spares four round trips,
 #: and COPY spares PostgreSQL's time when they are more (figures: docs/decisions.md).
 _SMALL_GROUP = 100
+#: The same where the database is far: that many are written well within its time for a statement.
+_FAR_GROUP = 5_000
 
 #: For one submission: the verdicts by position. A position that is missing was stored as new.
 Verdicts = dict[int, Verdict]
@@ -117,7 +119,7 @@ def _go_together(connection: Connection, submissions: Sequence[Submission], *, f
     if connection.dialect.name == "sqlite":
         return False
     counts = [len(submission.events) for submission in submissions]
-    return (far or sum(counts) <= _SMALL_GROUP) and not any(
+    return sum(counts) <= (_FAR_GROUP if far else _SMALL_GROUP) and not any(
         submission.atomic and count > 1
         for submission, count in zip(submissions, counts, strict=True)
     )
@@ -191,6 +193,8 @@ def _read_holders(
 ) -> dict[IdempotencyKey, KeyHolder]:
     """Read who holds the keys that were taken before this group."""
     found: list[KeyHolder] = bulk(connection).holders(connection, keys) if keys else []
-    if len(found) != len(keys):
+    # Where the look-up takes several statements, one key may be found by two of them.
+    holders = {holder.key: holder for holder in found}
+    if len(holders) != len(keys):
         raise ContentionError("an idempotency key expired meanwhile")
-    return {holder.key: holder for holder in found}
+    return holders

@@ -34,10 +34,11 @@ _FOUND_IN = 64 << 10
 _LONGEST_PATH = 200
 _LONGEST_KEY = 60
 
-#: A number that may not fit: 19 digits, or an exponent of three. It starts with a digit, for which
-#: the engine can scan fast, and only then looks at what stands before it.
+#: A number that may not fit: 19 digits, an exponent of three, or so many decimals that with an
+#: exponent of two they may be zero. It starts with a digit, for which the engine can scan fast, and
+#: only then looks at what stands before it.
 _RISKY_NUMBER = re.compile(
-    r"[0-9](?:(?<=[\s:,\[-].)|(?<=\A.))(?:[0-9]{18}|[0-9.]*[eE][+-]?[0-9]{3})"
+    r"[0-9](?:(?<=[\s:,\[-].)|(?<=\A.))(?:[0-9]{18}|[0-9.]{200}|[0-9.]*[eE][+-]?[0-9]{3})"
 )
 #: An escaped colon would upset the count of colons in `_keys_repeat`.
 _ESCAPED_COLON = re.compile(r"\\u003[aA]")

@@ -29,9 +29,10 @@ _USER_SECONDS = 600.0
 _USERS_REMEMBERED = 100_000
 #: Seconds without a group after which a connection may have been cut by somebody on the way.
 _REST_SECONDS = 10.0
-#: Seconds of a round trip from which on a group with keys is one statement, however large it is:
-#: that spares four round trips, and takes PostgreSQL some milliseconds more.
-_FAR_SECONDS = 0.02
+#: Seconds of a round trip from which on a group with keys is one statement, large ones too: that
+#: spares four round trips, and takes PostgreSQL some milliseconds more. Waiting for the
+#: interpreter's lock on a busy server looks like a round trip of some 20 ms, and must not count.
+_FAR_SECONDS = 0.1
 #: Seconds of a transaction after which it is asked anew how far the database is.
 _SLOW_SECONDS = 0.25
 _NOT_STORABLE = "cannot be stored"

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 _GARBAGE = 20_000
 #: Most keys of a message that are looked at, whatever a stranger wrote into the queue.
 _MOST_KEYS = 10_000
+#: Largest number of attempts that the column holds.
+_MOST_ATTEMPTS = (1 << 31) - 1
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: Of UUIDs with commas between them: one look at all takes a fifth of the time of one at each.
 _UUIDS = re.compile(f"{_UUID}(?:,{_UUID})*+")
@@ -91,8 +93,8 @@ class Runtime(Middleware):
     def _recover_events(self, keys: object, attempts: object) -> None:
         """Actor: another attempt at events that the sweeper found."""
         with self._until_swept():
-            if not isinstance(attempts, int):
-                raise ValueError("attempts must be a number")
+            if type(attempts) is not int or not 0 <= attempts <= _MOST_ATTEMPTS:
+                raise ValueError(f"attempts must be 0 to {_MOST_ATTEMPTS}")
             self._processor.recover(parse_keys(keys), attempts=attempts)
 
     @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, po
 @pytest.mark.beside_others
 @pytest.mark.row(3, "SIGKILL of a worker in an actor")
 @pytest.mark.parametrize("point", ["mid-actor", "before-commit", "after-commit"])
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_worker_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, point: str) -> None:
     """What it had in hand is done again by another one, and once in effect."""
     trial.load()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -36,10 +37,12 @@ def submission(*rows: NewEvent, atomic: bool = True) -> Submission:
 MANY = 200
 
 
-def write(store: Engine, *group: Submission, far: bool = False) -> list[Verdicts]:
+def write(
+    store: Engine, *group: Submission, far: bool = False, unseen: Sequence[User] = (ALICE,)
+) -> list[Verdicts]:
     due = NOW + timedelta(seconds=5)
     with store.begin() as connection:
-        verdicts, _ = accept(connection, group, unseen=[ALICE], next_attempt=due, far=far)
+        verdicts, _ = accept(connection, group, unseen=unseen, next_attempt=due, far=far)
     return verdicts
 
 
@@ -98,7 +101,7 @@ def test_in_a_stream_only_the_conflicting_event_is_refused(store: Engine) -> Non
     assert stored(store)[0] == 3
 
 
-def test_a_group_of_many_users_and_keys_is_one_transaction(store: Engine) -> None:
+def test_keys_that_are_repeated_in_a_group_are_stored_once(store: Engine) -> None:
     rows = [made(f"content {number % 700}", f"key {number % 700}") for number in range(2_000)]
 
     verdicts = write(store, submission(*rows, atomic=False))
@@ -106,6 +109,28 @@ def test_a_group_of_many_users_and_keys_is_one_transaction(store: Engine) -> Non
     assert len(verdicts[0]) == 1_300
     assert all(isinstance(verdict, Duplicate) for verdict in verdicts[0].values())
     assert stored(store) == (700, {row.idempotency_key: row.id for row in rows[:700]})
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_users_who_share_a_key_are_told_of_their_own_events(store: Engine, far: bool) -> None:
+    """So many that their keys are looked up by several statements, cut within a user's keys."""
+    users = [ALICE._replace(id=f"{n:08}-1111-5111-8111-111111111111") for n in range(40)]
+    keys = [["created", *(f"order {n}-{i}" for i in range(30))] for n in range(len(users))]
+    first, again = (
+        [
+            Submission(user, [made("a", key, user) for key in mine], atomic=False, size=1)
+            for user, mine in zip(users, keys, strict=True)
+        ]
+        for _ in range(2)
+    )
+    write(store, *first, far=far, unseen=users)
+
+    verdicts = write(store, *again, far=far, unseen=users)
+
+    assert [
+        [found[position].event_id for position in range(31)]  # type: ignore[union-attr]
+        for found in verdicts
+    ] == [[event.id for event in each.events] for each in first]
 
 
 @pytest.mark.parametrize("beside, far", [(0, False), (MANY, False), (MANY, True)])

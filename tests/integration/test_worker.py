@@ -125,7 +125,8 @@ def strange_messages(queue: str) -> Iterator[bytes]:
     yield message(ours, "x")
     yield message(ours, {user: [event_id] * 20_000})
     yield message(ours, {user: ["'; DROP TABLE events; --"]})
-    yield message("recover_events", keys, kwargs={"attempts": "x"})
+    for attempts in ("x", True, -1, 1 << 31, 10**30):
+        yield message("recover_events", keys, kwargs={"attempts": attempts})
     # As many as would hold back, or end the threads of, all that could be worked on.
     for _ in range(40):
         yield message(ours, keys, options={"redis_message_id": "x", "eta": 1 << 60})
