@@ -75,7 +75,6 @@ def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, po
         assert any(entry.duplicate for entry in history.facts("ok", op="new").entries)
 
 
-@pytest.mark.beside_others
 @pytest.mark.row(3, "SIGKILL of a worker in an actor")
 @pytest.mark.parametrize("point", ["mid-actor", "before-commit", "after-commit"])
 @pytest.mark.timeout(3600)

@@ -16,7 +16,7 @@ from tests.integration.test_accept import ALICE, made
 from tests.kit.proxy import Proxy
 
 #: Seconds each way, and there and back.
-LATENCY = 0.3
+LATENCY = 0.2
 ROUND_TRIP = 2 * LATENCY
 #: Events of a group that near its database would be a transaction of five round trips.
 MANY = 300
