@@ -180,18 +180,18 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
         if form == "payload_json":
             return jsontext.parse(text)
         value = _struct_value(event.payload, 1)
-        text = orjson.dumps(value).decode()
-        jsontext.check(value, text)
-        _check_growth(text, event.payload)
+        written = orjson.dumps(value)
+        jsontext.check(value, written)
+        _check_growth(written, event.payload)
     except JsonRefused as error:
         violations.append(error.below(form))
         return None, "null"
-    return value, text
+    return value, written.decode()
 
 
-def _check_growth(text: str, struct: Struct) -> None:
+def _check_growth(written: bytes, struct: Struct) -> None:
     """Raise JsonRefused when a Struct is much larger as JSON, by its control characters."""
-    if len(text) > _SMALL_TEXT and len(text) > _MAX_EXPANSION * struct.ByteSize():
+    if len(written) > _SMALL_TEXT and len(written) > _MAX_EXPANSION * struct.ByteSize():
         raise JsonRefused("", "holds too many control characters")
 
 
