@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 import psycopg2
 import pytest
 
+from eventstore.accept import Verdicts
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.settings import Settings
-from eventstore.values import KeysByUser, NewEvent, Submission, User
+from eventstore.values import KeysByUser, NewEvent, NotStorable, Submission, User
 from ingest_service.ids import EventIds
 from ingest_service.intake import Intake
 from ingest_service.writer import Writer
@@ -109,3 +110,29 @@ def test_a_connection_gathers_nothing_however_often_its_way_of_committing_change
     assert write(500) - before < 500
     writer.disconnect()
     engine.dispose()
+
+
+@pytest.mark.parametrize("character", ["\n", "\t", "\r"])
+def test_a_field_that_would_be_another_row_or_more_columns_is_refused_alone(
+    database_url: str, character: str
+) -> None:
+    """The edge lets none through; this is what keeps them from COPY if it ever did."""
+
+    async def forge() -> tuple[Verdicts, int]:
+        async with intake(database_url) as started:
+            asked = submission(3)
+            good, bad, last = asked.events
+            # The rest of its row, and the beginning of another.
+            (other,) = IDS.take(0, 1)
+            times = "\t".join([str(bad.received_at)] * 3)
+            source = f"x\t\t\0\t\0\tnull{character}{USER.id}\t{other}\t{times}\ta\tx"
+            forged = bad._replace(source=source)
+            verdicts = await started.submit(asked._replace(events=[good, forged, last]))
+        with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM events WHERE user_id = %s", (USER.id,))
+            return verdicts, int(cursor.fetchall()[0][0])
+
+    verdicts, stored = asyncio.run(forge())
+
+    assert {at: type(verdict) for at, verdict in verdicts.items()} == {1: NotStorable}
+    assert stored == 2
