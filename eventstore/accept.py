@@ -45,7 +45,8 @@ def accept(
     `unseen` are the users whose row may be missing or old; `far` says that round trips to the
     database take longer than its work. The second result holds the rows written, in order. Nothing
     is committed here, unless the connection does so by itself. Users and keys are written in sorted
-    order, so that two groups never wait for each other in a circle.
+    order, so that two groups never wait for each other in a circle. Raises ContentionError where
+    all may be well when it is tried again and not `far`.
     """
     if unseen:
         upsert_users(connection, unseen)
@@ -69,6 +70,8 @@ def accept(
         all_new = len(written) == len(rows) - len(plain)
     if not all_new:
         rows = _settle_keys(connection, submissions, verdicts, first, written)
+        if together and _has_batches(submissions) and {row.id for row in rows} != written:
+            raise ContentionError("a batch is refused, and its events are written")
     if rows and not together:
         bulk(connection).insert_events(connection, rows, next_attempt)
     return verdicts, rows
@@ -84,7 +87,9 @@ def is_one_statement(
     """Whether `accept` will write with one statement, which needs no transaction around it."""
     if unseen or connection.dialect.name == "sqlite":
         return False
-    return _go_together(connection, submissions, far=far) or not _has_keys(submissions)
+    if not _has_keys(submissions):
+        return True
+    return _go_together(connection, submissions, far=far) and not _has_batches(submissions)
 
 
 def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
@@ -111,18 +116,21 @@ def _has_keys(submissions: Sequence[Submission]) -> bool:
     return any(event.fingerprint for submission in submissions for event in submission.events)
 
 
+def _has_batches(submissions: Sequence[Submission]) -> bool:
+    """Whether one taken key may refuse more than its own event."""
+    return any(submission.atomic and len(submission.events) > 1 for submission in submissions)
+
+
 def _go_together(connection: Connection, submissions: Sequence[Submission], *, far: bool) -> bool:
     """Whether keys and events are written in one statement, each event unless its key is taken.
 
-    Not those of an atomic batch, which one taken key may refuse as a whole.
+    Not those of an atomic batch, unless four round trips are worth more than what is written in
+    vain when one taken key refuses the whole.
     """
     if connection.dialect.name == "sqlite":
         return False
-    counts = [len(submission.events) for submission in submissions]
-    return sum(counts) <= (_FAR_GROUP if far else _SMALL_GROUP) and not any(
-        submission.atomic and count > 1
-        for submission, count in zip(submissions, counts, strict=True)
-    )
+    count = sum(len(submission.events) for submission in submissions)
+    return count <= _FAR_GROUP if far else count <= _SMALL_GROUP and not _has_batches(submissions)
 
 
 def _settle_keys(

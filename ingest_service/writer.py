@@ -33,7 +33,7 @@ _REST_SECONDS = 10.0
 #: spares four round trips, and takes PostgreSQL some milliseconds more. Waiting for the
 #: interpreter's lock on a busy server looks like a round trip of some 20 ms, and must not count.
 _FAR_SECONDS = 0.1
-#: Seconds of a transaction after which it is asked anew how far the database is.
+#: Seconds of a group's writing after which it is asked anew how far the database is.
 _SLOW_SECONDS = 0.25
 _NOT_STORABLE = "cannot be stored"
 
@@ -95,16 +95,17 @@ class Writer:
     def _write_patiently(self, submissions: Sequence[Submission]) -> Written:
         for attempt in range(_CONTENTION_TRIES):
             try:
-                return self._write_once(submissions)
+                return self._write_once(submissions, again=attempt > 0)
             except ContentionError:
                 time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # no secret
-        return self._write_once(submissions)
+        return self._write_once(submissions, again=True)
 
-    def _write_once(self, submissions: Sequence[Submission]) -> Written:
+    def _write_once(self, submissions: Sequence[Submission], *, again: bool) -> Written:
         unseen = self._unseen(submissions)
         with storage_errors():
             connection = self._connected()
-            far = self._clock.round_trip > _FAR_SECONDS
+            # What spares round trips may be what another try is for.
+            far = self._clock.round_trip > _FAR_SECONDS and not again
             one = is_one_statement(connection, submissions, unseen, far=far)
             self._set_autocommit(connection, autocommit=one)
             with _by_itself(connection) if one else connection.begin():
@@ -115,7 +116,7 @@ class Writer:
                     next_attempt=self._clock.now() + self._grace,
                     far=far,
                 )
-        if not (one or far) and time.monotonic() - self._used_at > _SLOW_SECONDS:
+        if not far and time.monotonic() - self._used_at > _SLOW_SECONDS:
             self._clock.doubt()
         self._remember(unseen)
         keys: KeysByUser = {}

@@ -116,11 +116,19 @@ class Trial:
         eventually(lambda: self.rig.ledger.open_rows(self.subject) == 0, seconds, interval=0.1)
         return time.monotonic() - began
 
-    def unary_ms(self, after: float = 0.0, before: float = 1e18, share: float = 0.99) -> float:
-        """Return a quantile of the milliseconds of unary submits that were answered OK."""
-        found = self.history().facts("ok", op="new", after=after, before=before).entries
+    def unary_ms(
+        self, after: float = 0.0, before: float = 1e18, share: float = 0.99, *, begun: bool = False
+    ) -> float:
+        """Return a quantile of the milliseconds of unary submits that were answered OK.
+
+        Of those answered in a span of time, or of those that `begun` in it.
+        """
+        if begun:
+            found = self.history().begun(after=after, before=before).facts("ok", op="new")
+        else:
+            found = self.history().facts("ok", op="new", after=after, before=before)
         return History(
-            tuple(entry for entry in found if entry.writer.startswith("unary"))
+            tuple(entry for entry in found.entries if entry.writer.startswith("unary"))
         ).milliseconds(share)
 
     def violations(
