@@ -1,16 +1,18 @@
 """A writer far from its database: a large group with keys goes there and back once."""
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import bindparam, make_url, select
 
 from eventstore.accept import Verdicts
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
-from eventstore.values import Duplicate, KeyConflict, Submission
+from eventstore.schema import events, idempotency_keys
+from eventstore.values import Duplicate, KeyConflict, NotStorable, Submission
 from ingest_service.writer import Writer
 from tests.integration.test_accept import ALICE, made
 from tests.kit.proxy import Proxy
@@ -20,6 +22,11 @@ LATENCY = 0.2
 ROUND_TRIP = 2 * LATENCY
 #: Events of a group that near its database would be a transaction of five round trips.
 MANY = 300
+
+_KEYS = select(idempotency_keys.c.key, idempotency_keys.c.event_id).where(
+    idempotency_keys.c.user_id == bindparam("user_id")
+)
+_EVENTS = select(events.c.id).where(events.c.user_id == bindparam("user_id"))
 
 Write = Callable[..., tuple[Verdicts, float]]
 
@@ -40,9 +47,9 @@ def write(database_url: str, line: Proxy) -> Iterator[Write]:
     writer = Writer(engine, DatabaseClock(), grace_seconds=60)
 
     def write(
-        prefix: str, events: int = MANY, *, atomic: bool = False, last: str = ""
+        prefix: str, count: int = MANY, *, atomic: bool = False, last: str = ""
     ) -> tuple[Verdicts, float]:
-        rows = [made(f"{n}", f"{prefix} {n}") for n in range(events)]
+        rows = [made(f"{n}", f"{prefix} {n}") for n in range(count)]
         if last:
             rows[-1] = made("other", last)
         began = time.monotonic()
@@ -101,3 +108,78 @@ def test_an_atomic_batch_takes_three_round_trips_and_is_stored_whole_or_not(
     assert {at: type(verdict) for at, verdict in verdicts.items()} == {MANY - 1: KeyConflict}
     verdicts, _ = write("refused", atomic=True)
     assert not verdicts
+
+
+class _Claims(DatabaseClock):
+    """A clock that says how far the database is, whatever it is."""
+
+    def __init__(self, seconds: float) -> None:
+        self._claimed = seconds
+        super().__init__()
+
+    @property
+    def round_trip(self) -> float:
+        return self._claimed
+
+    @round_trip.setter
+    def round_trip(self, _measured: float) -> None:
+        """Stay with what is claimed."""
+
+
+def _plans(seed: int) -> Iterator[list[tuple[bool, list[tuple[str, str]]]]]:
+    """Groups of submissions: atomic or not, and content and key of each event; many meet again."""
+    choose = random.Random(seed)  # noqa: S311  # the same groups each time
+    for number in range(200):
+        keys = ["", *(f"k{choose.randrange(300 + 3 * number)}" for _ in range(12))]
+        yield [
+            (
+                choose.random() < 0.6,
+                [(choose.choice("ab"), choose.choice(keys)) for _ in range(choose.randint(1, 5))],
+            )
+            for _ in range(choose.randint(1, 6))
+        ]
+
+
+def _told(
+    verdicts: Verdicts, places: dict[str, tuple[int, int, int]]
+) -> list[tuple[int, type, tuple[int, int, int]]]:
+    """Return what the verdicts say, with the place of an event for its id."""
+    return [
+        (at, type(verdict), places[verdict.event_id])
+        for at, verdict in verdicts.items()
+        if not isinstance(verdict, NotStorable)
+    ]
+
+
+def test_far_and_near_decide_alike(database_url: str) -> None:
+    """Two users send the same groups, one of them to a writer that believes to be far."""
+    decided = []
+    for user in (ALICE, ALICE._replace(id="22222222-2222-5222-8222-222222222222")):
+        engine = build_engine(database_url, name="alike", pool_size=1, keyed=True)
+        writer = Writer(engine, _Claims(0.0 if user is ALICE else 1.0), grace_seconds=60)
+        places: dict[str, tuple[int, int, int]] = {"": (-1, -1, -1)}
+        said = []
+        for number, plan in enumerate(_plans(seed=20261128)):
+            group = []
+            for at, (atomic, sent) in enumerate(plan):
+                rows = [made(content, key, user) for content, key in sent]
+                places |= {row.id: (number, at, n) for n, row in enumerate(rows)}
+                group.append(Submission(user, rows, atomic=atomic, size=1))
+            verdicts, stored = writer.write(group)
+            written = sorted(places[event_id] for event_id in stored.get(user.id, []))
+            said.append((written, [_told(each, places) for each in verdicts]))
+        writer.disconnect()
+        with engine.connect() as connection:
+            held = connection.execute(_KEYS, {"user_id": user.id}).all()
+            kept = connection.execute(_EVENTS, {"user_id": user.id}).scalars()
+            decided.append(
+                (
+                    said,
+                    sorted((key, places[event_id]) for key, event_id in held),
+                    sorted(places[event_id] for event_id in kept),
+                )
+            )
+        engine.dispose()
+
+    near, far = decided
+    assert near == far
