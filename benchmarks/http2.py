@@ -43,6 +43,8 @@ class Connection:
         #: Of the streams whose bodies are sent piece by piece.
         self._windows: dict[int, int] = {}
         self._received = b""
+        #: Bytes of all answers; a call that is refused by its status alone brings none.
+        self.answered_bytes = 0
         #: Streams that the server refused unseen (RFC 9113, section 8.7): to be sent again.
         self.refused: list[int] = []
         self.socket.sendall(
@@ -107,6 +109,7 @@ class Connection:
             if end > len(buffer):
                 break
             if kind in {_DATA, _HEADERS}:
+                self.answered_bytes += end - position - 9 if kind == _DATA else 0
                 if flags & _END_STREAM:
                     self._open.discard(stream)
                     ended.append(stream)

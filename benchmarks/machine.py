@@ -16,10 +16,13 @@ _LOOK_SECONDS = 0.3
 
 
 def describe(bench: Bench) -> dict[str, str]:
-    """Return processor, memory, disk, versions and settings."""
+    """Return commit, processor, memory, versions and settings."""
     (version,) = Database(bench.postgres_url).query("SHOW server_version")[0]
     h2load = subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=False)
+    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False)
     return {
+        "commit": commit.stdout.strip() or "unknown",
         "processor": f"{_field('/proc/cpuinfo', 'model name')}, {os.cpu_count()} cores",
         "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "kernel": platform.release(),

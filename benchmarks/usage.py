@@ -27,13 +27,13 @@ def thread_seconds(pid: int) -> dict[int, float]:
 
 
 def peak_rss_mb(root: int) -> float:
-    """Return the sum of the largest resident sizes that the processes of a tree ever had."""
-    return sum(_status_kb(pid, "VmHWM") for pid in tree(root)) / 1024
+    """Return the largest resident megabytes that the processes of a tree ever had, added up."""
+    return sum(_status_kb(pid, "VmHWM") for pid in tree(root)) * 1_024 / 1e6
 
 
 def rss_mb(root: int) -> float:
-    """Return the sum of the resident sizes of the processes of a tree."""
-    return sum(_status_kb(pid, "VmRSS") for pid in tree(root)) / 1024
+    """Return, in megabytes, the sum of the resident sizes of the processes of a tree."""
+    return sum(_status_kb(pid, "VmRSS") for pid in tree(root)) * 1_024 / 1e6
 
 
 def adopt_orphans() -> None:

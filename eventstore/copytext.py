@@ -37,6 +37,8 @@ def copy_text(rows: Sequence[NewEvent], next_attempt: datetime) -> bytes:
         lines.append(line)
     # Bytes from here on: one character beyond Latin-1 would make a text of all rows four times as
     # large. A backslash is the only one that can occur here and means something to COPY.
+    # The last one ends with a line feed as well: COPY then refuses a row with a carriage return.
+    lines.append(b"")
     text = b"\n".join(lines)
     lines.clear()  # a group of large events is megabytes
     return text.replace(b"\\", b"\\\\").replace(_NULL.encode(), b"\\N")

@@ -99,12 +99,12 @@ class Settings(BaseSettings):
     )
 
     group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")
-    group_bytes: int = Field(2 << 20, ge=1 << 10, description="most event bytes in one transaction")
+    group_bytes: int = Field(1 << 20, ge=1 << 10, description="most event bytes in one transaction")
     waiting_rows: int = Field(
         20_000, ge=1_000, description="most events waiting in the intake, then it refuses"
     )
     waiting_bytes: int = Field(
-        10 << 20, ge=4 << 20, description="most event bytes waiting in the intake"
+        6 << 20, ge=4 << 20, description="most event bytes waiting in the intake"
     )
     stream_idle_seconds: float = Field(
         30.0, gt=0, description="a stream, or unary call, that sends nothing for so long is ended"

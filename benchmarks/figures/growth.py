@@ -28,6 +28,8 @@ from tests.kit.waiting import eventually
 
 _SHAPE = Shape(in_flight=4, per_message=100, events=100_000)
 _READS = 200
+#: Bytes that an event, and a hundred receipts, surely have in an answer.
+_EVENT, _RECEIPTS = 100, 100 * 40
 _SWEEPS = 20
 _PROCESS_ROWS = 50_000
 _PAGE = 50
@@ -52,8 +54,8 @@ def growth(bench: Bench, *, rows: int, pending: bool = False) -> Sample:
         gets = [GetEventRequest(event_id=row[0]) for row in some]
         lists = [ListEventsRequest(page_size=_PAGE)] * _READS
         detail = {
-            "get_p50_ms": _call_p50(server, GET, gets),
-            "list_p50_ms": _call_p50(server, LIST, lists),
+            "get_p50_ms": _call_p50(server, GET, gets, least=_EVENT),
+            "list_p50_ms": _call_p50(server, LIST, lists, least=_PAGE * _EVENT),
             "sweep_p50_ms": _sweep_p50(database),
             "process_per_s": _process(bench, database),
         }
@@ -65,12 +67,12 @@ def resend(bench: Bench, *, keys: int) -> Sample:
     events = [_keyed(event, f"resend {n}") for n, event in enumerate(corpus("small").cycle(100))]
     with bench.database() as database, bench.server(database) as server:
         batch = BatchSubmitEventsRequest(events=events)
-        _call_p50(server, BATCH, [batch])
+        _call_p50(server, BATCH, [batch], least=_RECEIPTS)
         user = str(database.query("SELECT user_id::text FROM events LIMIT 1")[0][0])
         fill.fill_keys(database, keys, user=user)
         database.settle()
         return Sample(
-            value=_call_p50(server, BATCH, [batch] * bench.size(_READS, 50)),
+            value=_call_p50(server, BATCH, [batch] * bench.size(_READS, 50), least=_RECEIPTS),
             faults=database.faults(len(events), processed=False),
         )
 
@@ -93,15 +95,21 @@ def _keyed(event: EventInput, key: str) -> EventInput:
     return copy
 
 
-def _call_p50(server: Server, path: str, requests: Sequence[Message]) -> float:
-    """Return the median milliseconds of unary calls, one at a time."""
+def _call_p50(server: Server, path: str, requests: Sequence[Message], *, least: int) -> float:
+    """Return the median milliseconds of unary calls, one at a time, each of `least` bytes or more.
+
+    Raises ValueError for an answer with less in it, as that of a refused call.
+    """
     bodies = [frame(request) for request in requests]
     with closing(Connection(server.address, path, server.headers)) as connection:
 
         def call(number: int) -> None:
+            before = connection.answered_bytes
             stream = connection.post(bodies[number])
             while stream not in connection.receive():
                 pass
+            if connection.answered_bytes - before < least:
+                raise ValueError(f"{path}: {connection.answered_bytes - before} bytes of answer")
 
         return _p50(call, len(bodies))
 

@@ -95,7 +95,7 @@ def peer_end_to_end(bench: Bench, load: HttpLoad) -> Sample:
     with _peer(bench) as peer:
         worker = peer.start_worker()
         peer.warm_up(load)
-        eventually(lambda: peer.database.pending() == 0, timeout=60)
+        eventually(lambda: not peer.database.any_pending(), timeout=60, interval=0.5)
         since = peer.database.now()
         meter = CpuMeter(
             {
@@ -106,7 +106,7 @@ def peer_end_to_end(bench: Bench, load: HttpLoad) -> Sample:
             }
         )
         done = peer.send(load)
-        eventually(lambda: peer.database.pending() == 0, timeout=300, interval=0.2)
+        eventually(lambda: not peer.database.any_pending(), timeout=300, interval=0.5)
         cpu, events = meter.stop(), load.calls * load.per_call
         return Sample(
             value=events / peer.database.processing_seconds(since),
