@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _ARENAS = 2
 #: Bytes of a piece from which on the kernel is asked for it alone, and of free memory at the end of
 #: an arena that is given back at once. With the defaults each group of large events is paged in
-#: anew, which takes a tenth of the server's time for them.
+#: anew, which takes a seventh of the server's time for them.
 _ALONE = 16 << 20
 _KEPT = 32 << 20
 #: Seconds between two times that free memory is given back.
