@@ -124,8 +124,8 @@ def _has_batches(submissions: Sequence[Submission]) -> bool:
 def _go_together(connection: Connection, submissions: Sequence[Submission], *, far: bool) -> bool:
     """Whether keys and events are written in one statement, each event unless its key is taken.
 
-    Not those of an atomic batch, unless four round trips are worth more than what is written in
-    vain when one taken key refuses the whole.
+    Not those of an atomic batch, unless round trips are worth more than what is written in vain
+    when one taken key refuses the whole.
     """
     if connection.dialect.name == "sqlite":
         return False

@@ -104,7 +104,7 @@ class Writer:
         unseen = self._unseen(submissions)
         with storage_errors():
             connection = self._connected()
-            # What spares round trips may be what another try is for.
+            # The statement that spares round trips may be why this is tried again.
             far = self._clock.round_trip > _FAR_SECONDS and not again
             one = is_one_statement(connection, submissions, unseen, far=far)
             self._set_autocommit(connection, autocommit=one)

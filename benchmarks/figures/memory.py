@@ -25,8 +25,7 @@ def memory(bench: Bench, shape: Shape) -> Sample:
         for _ in range(_BURSTS):
             load = shape.send(bench, server, shape.events)
             streams, seconds = streams + load.requests, seconds + load.seconds
-            # Refusals are told up to a second later.
-            eventually(lambda: _told(server)["streams"] >= streams, timeout=10, interval=0.2)  # noqa: B023
+            _until_told(server, streams)
         told, rows = _told(server), database.rows()
         sent = _BURSTS * shape.events_in(shape.events)
         refused = streams - told["accepted_streams"]
@@ -43,6 +42,11 @@ def memory(bench: Bench, shape: Shape) -> Sample:
             },
             faults=faults,
         )
+
+
+def _until_told(server: Server, streams: int) -> None:
+    """Wait for the log to tell of so many streams; refusals are told up to a second later."""
+    eventually(lambda: _told(server)["streams"] >= streams, timeout=10, interval=0.2)
 
 
 def _told(server: Server) -> Counter[str]:

@@ -123,10 +123,11 @@ class Trial:
 
         Of those answered in a span of time, or of those that `begun` in it.
         """
+        found = self.history().facts("ok", op="new")
         if begun:
-            found = self.history().begun(after=after, before=before).facts("ok", op="new")
+            found = found.begun(after=after, before=before)
         else:
-            found = self.history().facts("ok", op="new", after=after, before=before)
+            found = found.facts("ok", after=after, before=before)
         return History(
             tuple(entry for entry in found.entries if entry.writer.startswith("unary"))
         ).milliseconds(share)
