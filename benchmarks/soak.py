@@ -15,7 +15,7 @@ from benchmarks.frames import STREAM, SUBMIT, stream_body, submit_body
 from benchmarks.open_loop import OpenLoad
 from benchmarks.sample import percentile
 from benchmarks.stack import Server, open_bench
-from benchmarks.usage import rss_mb
+from benchmarks.usage import anonymous_mb
 from tests.kit.processes import Process
 
 #: Unary calls a second, beside the streams.
@@ -115,8 +115,8 @@ def _minute(
         processed_p50_ms=_ms(processed[0].total_seconds()) if processed else -1,
         processed_p99_ms=_ms(processed[1].total_seconds()) if processed else -1,
         pending=database.pending(),
-        server_mb=round(rss_mb(server.process.pid), 1),
-        worker_mb=round(rss_mb(worker.pid), 1),
+        server_mb=round(anonymous_mb(server.process.pid), 1),
+        worker_mb=round(anonymous_mb(worker.pid), 1),
         dead_percent=round(100 * dead / max(1, dead + live), 1),
         bytes_per_event=round(database.disk_bytes() / max(1, live)),
         autovacuums=vacuums,

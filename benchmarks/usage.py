@@ -31,9 +31,12 @@ def peak_rss_mb(root: int) -> float:
     return sum(_status_kb(pid, "VmHWM") for pid in tree(root)) * 1_024 / 1e6
 
 
-def rss_mb(root: int) -> float:
-    """Return, in megabytes, the sum of the resident sizes of the processes of a tree."""
-    return sum(_status_kb(pid, "VmRSS") for pid in tree(root)) * 1_024 / 1e6
+def anonymous_mb(root: int) -> float:
+    """Return the resident megabytes of a tree's processes that are of no file.
+
+    What grows is here. Pages of files come and go with the kernel's need of memory.
+    """
+    return sum(_status_kb(pid, "RssAnon") for pid in tree(root)) * 1_024 / 1e6
 
 
 def adopt_orphans() -> None:

@@ -5,6 +5,7 @@
 It ends on SIGTERM, when every writer has an answer or has given up on what it had begun.
 """
 
+import faulthandler
 import signal
 import sys
 import threading
@@ -16,7 +17,8 @@ from tests.faults.writers import BatchWriter, StreamWriter, UnaryWriter
 
 
 def main(argument: str) -> None:
-    """Run the plan until SIGTERM."""
+    """Run the plan until SIGTERM; SIGABRT tells where every thread stands."""
+    faulthandler.enable()
     plan = Plan.from_argument(argument)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
@@ -36,7 +38,10 @@ def main(argument: str) -> None:
     sys.stdout.write("started\n")
     sys.stdout.flush()
     for thread in threads:
-        thread.join()
+        # With a time: a signal that the kernel hands to another thread wakes nobody who joins, and
+        # Python's handler runs in this thread alone.
+        while thread.is_alive():
+            thread.join(0.2)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,11 @@ class Load:
     def stop(self) -> None:
         """Let every writer finish what it began, and end the process."""
         self.process.terminate()
-        code = self.process.wait(self.plan.patience + 40)
+        try:
+            code = self.process.wait(self.plan.patience + 40)
+        except AssertionError:
+            self.process.send_signal(signal.SIGABRT)  # it tells where its threads stand
+            code = self.process.wait()
         assert code == 0, f"load ended with {code}:\n{self.process.output()}"
 
     def kill(self) -> None:
