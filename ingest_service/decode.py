@@ -14,9 +14,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from eventstore.clock import DatabaseClock
 from eventstore.values import NewEvent, Submission, User
-from ingest.v1.event_pb2 import EventInput
+from ingest.v1.event_pb2 import EventInput, PayloadFormat
 from ingest_service import jsontext
-from ingest_service.errors import FieldInvalid, Violation
+from ingest_service.errors import MOST_VIOLATIONS, FieldInvalid, Violation
 from ingest_service.ids import EventIds
 from ingest_service.jsontext import JsonRefused
 
@@ -57,7 +57,7 @@ class EventDecoder:
         """Translate the events of an atomic call, `size` bytes long.
 
         `field` is the path of an event, with `{}` for its position. Raises FieldInvalid with
-        every violation of every event.
+        the first violations of every bad event.
         """
         rows, refused = self.rows(events, user=user, field=field, first=0)
         if refused:
@@ -67,7 +67,11 @@ class EventDecoder:
     def rows(
         self, events: Sequence[EventInput], *, user: User, field: str, first: int
     ) -> tuple[list[NewEvent], dict[int, list[Violation]]]:
-        """Translate events whose positions start at `first`; the bad ones by position."""
+        """Translate events whose positions start at `first`; the bad ones by position.
+
+        Of each bad event the first violations are kept: what is wrong with events must not take
+        more memory than they do.
+        """
         now = self._clock.now()
         ids = self._ids.take(int(now.timestamp() * 1000), len(events))
         rows: list[NewEvent] = []
@@ -79,7 +83,7 @@ class EventDecoder:
                 path = field.format(position)
                 refused[position] = [
                     Violation(f"{path}.{violation.field}", violation.description)
-                    for violation in error.violations
+                    for violation in error.violations[:MOST_VIOLATIONS]
                 ]
         return rows, refused
 
@@ -101,6 +105,13 @@ def decode_bound(request: Message, field: str, violations: list[Violation]) -> d
     except ValueError as error:
         violations.append(Violation(field, str(error)))
         return None
+
+
+def decode_format(value: int, violations: list[Violation]) -> int:
+    """Return a payload format; note that it is none."""
+    if value not in PayloadFormat.values():
+        violations.append(Violation("payload_format", "must be a known PayloadFormat"))
+    return value
 
 
 def check_text(name: str, text: str, violations: list[Violation], *, required: bool) -> None:
@@ -160,6 +171,7 @@ def _decode_occurred_at(
 def _decode_attributes(attributes: Mapping[str, str], violations: list[Violation]) -> str:
     if len(attributes) > MAX_ATTRIBUTES:
         violations.append(Violation("attributes", f"must have at most {MAX_ATTRIBUTES} entries"))
+        return ""
     for key, value in attributes.items():
         if not 1 <= len(key.encode()) <= MAX_ATTRIBUTE_KEY_BYTES or _CONTROL.search(key):
             allowed = f"keys must be 1 to {MAX_ATTRIBUTE_KEY_BYTES} bytes, no control characters"

@@ -19,6 +19,9 @@ Every class has a `reason`, which is ErrorInfo.reason on the wire and a contract
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+#: Violations that are told of one event, and of one call.
+MOST_VIOLATIONS = 20
+
 
 class Violation(NamedTuple):
     """One field and what is allowed there."""

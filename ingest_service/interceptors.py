@@ -26,7 +26,7 @@ from ingest_service.errors import (
     Unavailable,
     Violation,
 )
-from ingest_service.parse import parse_batch, parse_message
+from ingest_service.parse import parse_message
 from ingest_service.principal import READ, WRITE, Principal, current_principal
 from ingest_service.status import internal_status, to_status
 from ingest_service.tally import Tally
@@ -50,10 +50,12 @@ REFLECTION_SERVICES = frozenset(
 _LEAST_REMAINING = 0.05
 
 _SERVICE = ingest_service_pb2.DESCRIPTOR.services_by_name["IngestService"]
+#: What a call is handed: the message, or where events are submitted its bytes, which are parsed
+#: only after what limits them.
 _PARSERS: Mapping[str, "Parser"] = {
     f"/{_SERVICE.full_name}/{method.name}": (
-        parse_batch
-        if method.name == "BatchSubmitEvents"
+        bytes
+        if SCOPES[method.name] == WRITE
         else partial(parse_message, GetMessageClass(method.input_type))
     )
     for method in _SERVICE.methods
@@ -62,7 +64,7 @@ _PARSERS: Mapping[str, "Parser"] = {
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 E = TypeVar("E", bound=Exception)
-Parser: TypeAlias = Callable[[bytes], Message]
+Parser: TypeAlias = Callable[[bytes], Message | bytes]
 Behaviour: TypeAlias = "Callable[[Any, Context], Awaitable[Any]]"
 
 
@@ -156,8 +158,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def _bound(self, handler: Any, principal: Principal, parse: Parser) -> Handler:
         """Return the handler with the caller bound to it.
 
-        It takes bytes: what is parsed here can be refused with a status of ours. The messages of
-        a stream are left to the servicer, which parses many of them at once. A unary one also
+        It takes bytes: what is parsed here can be refused with a status of ours. A unary one also
         returns bytes: gRPC would keep the message beside them until the client took the answer.
         """
         if handler.request_streaming:

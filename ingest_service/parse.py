@@ -6,7 +6,11 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from ingest.v1.event_pb2 import EventInput
-from ingest.v1.ingest_service_pb2 import BatchSubmitEventsRequest, StreamEventsRequest
+from ingest.v1.ingest_service_pb2 import (
+    BatchSubmitEventsRequest,
+    StreamEventsRequest,
+    SubmitEventRequest,
+)
 from ingest_service.errors import FieldInvalid, Violation
 from ingest_service.wire import cut
 
@@ -33,8 +37,18 @@ def parse_message(cls: type[M], wire: bytes) -> M:
         raise FieldInvalid([Violation("", allowed)]) from error
 
 
-def parse_batch(wire: bytes) -> BatchSubmitEventsRequest:
-    """Parse a batch; raises FieldInvalid as well for one of far too many events, before parsing it.
+def parse_one(wire: bytes) -> Sequence[EventInput]:
+    """Parse a SubmitEventRequest into its event; raises FieldInvalid."""
+    request = parse_message(SubmitEventRequest, wire)
+    if not request.HasField("event"):
+        raise FieldInvalid([Violation("event", "is required")])
+    return [request.event]
+
+
+def parse_batch(wire: bytes) -> Sequence[EventInput]:
+    """Parse a BatchSubmitEventsRequest into its events; raises FieldInvalid.
+
+    One of far too many events is refused before it is parsed.
 
     That would stop the event loop for a fifth of a second, and take sixty times the message's size.
     Fields that are not known here count as events in a batch that large, beyond a hundred.
@@ -42,11 +56,14 @@ def parse_batch(wire: bytes) -> BatchSubmitEventsRequest:
     if len(wire) > _SMALL_BATCH:
         head = next(cut(wire, MAX_BATCH + _ROOM_FOR_UNKNOWN))
         if len(head) < len(wire):
-            raise wrong_count()
-    return parse_message(BatchSubmitEventsRequest, wire)
+            raise _wrong_count()
+    events = parse_message(BatchSubmitEventsRequest, wire).events
+    if not 1 <= len(events) <= MAX_BATCH:
+        raise _wrong_count()
+    return events
 
 
-def wrong_count() -> FieldInvalid:
+def _wrong_count() -> FieldInvalid:
     """Return the error of a batch of no event, or of too many."""
     return FieldInvalid([Violation("events", f"must hold 1 to {MAX_BATCH} events")])
 

@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import structlog
@@ -17,7 +18,7 @@ from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
-from ingest_service.decode import EventDecoder, check_text, decode_bound
+from ingest_service.decode import EventDecoder, check_text, decode_bound, decode_format
 from ingest_service.encode import encode_event, encode_receipts
 from ingest_service.errors import (
     Draining,
@@ -31,7 +32,7 @@ from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
 from ingest_service.pagetokens import make_page_token, read_page_token
-from ingest_service.parse import MAX_BATCH, wrong_count
+from ingest_service.parse import parse_batch, parse_one
 from ingest_service.principal import Principal, current_principal
 from ingest_service.reader import Reader
 from ingest_service.streaming import StreamIntake
@@ -47,7 +48,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
-    """Implements the stage-A calls; whoever calls is in `current_principal`."""
+    """Implements the calls; whoever calls is in `current_principal`."""
 
     def __init__(  # noqa: PLR0917  # each is another thing
         self,
@@ -71,34 +72,34 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self._is_draining = False
 
     async def SubmitEvent(  # noqa: N802  # the names of calls are those of the contract
-        self, request: pb.SubmitEventRequest, context: Context
+        self, request: Any, context: Context
     ) -> pb.SubmitEventResponse:
-        """Store one event."""
-        if not request.HasField("event"):
-            raise FieldInvalid([Violation("event", "is required")])
-        submission = await self._decoded([request.event], "event", request.ByteSize())
+        """Store one event; the request is bytes still, see `_decoded`."""
+        submission = await self._decoded(request, parse_one, "event")
         receipts = await self._store(submission, "event")
         return pb.SubmitEventResponse(receipt=receipts[0])
 
     async def BatchSubmitEvents(  # noqa: N802
-        self, request: pb.BatchSubmitEventsRequest, context: Context
+        self, request: Any, context: Context
     ) -> pb.BatchSubmitEventsResponse:
-        """Store all events or none."""
-        if not 1 <= len(request.events) <= MAX_BATCH:
-            raise wrong_count()
-        submission = await self._decoded(request.events, "events[{}]", request.ByteSize())
-        receipts = await self._store(submission, "events[{}]")
-        return pb.BatchSubmitEventsResponse(receipts=receipts)
+        """Store all events or none; the request is bytes still, see `_decoded`."""
+        submission = await self._decoded(request, parse_batch, "events[{}]")
+        return pb.BatchSubmitEventsResponse(receipts=await self._store(submission, "events[{}]"))
 
     async def StreamEvents(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.StreamEventsRequest], context: Context
     ) -> pb.StreamEventsResponse:
         """Store the events of a stream as they come."""
         principal = _caller()
-        stream = StreamIntake(
-            self._intake, self._decoder, principal.user, self._limits, self._offload
-        )
         ends_at = time.monotonic() + self._settings.stream_max_seconds
+        stream = StreamIntake(
+            self._intake,
+            self._decoder,
+            principal.user,
+            self._limits,
+            self._offload,
+            ends_at=ends_at,
+        )
         with self._limits.stream(principal.user.id):
             try:
                 async with self._watched() as idle:
@@ -144,7 +145,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         if lookup is None:
             raise FieldInvalid([Violation("lookup", "event_id or idempotency_key is required")])
         violations: list[Violation] = []
-        payload_format = _payload_format(request.payload_format, violations)
+        payload_format = decode_format(request.payload_format, violations)
         if lookup == "idempotency_key":
             check_text("idempotency_key", request.idempotency_key, violations, required=True)
         elif not _UUID.fullmatch(request.event_id):
@@ -177,7 +178,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         check_text("source", request.source, violations, required=False)
         after = decode_bound(request, "received_after", violations)
         before = decode_bound(request, "received_before", violations)
-        payload_format = _payload_format(request.payload_format, violations)
+        payload_format = decode_format(request.payload_format, violations)
         if violations:
             raise FieldInvalid(violations)
         filters = Filters(
@@ -247,20 +248,32 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         return user_id
 
     async def _decoded(
-        self, events: Sequence[event_pb2.EventInput], field: str, size: int
+        self, wire: bytes, parse: Callable[[bytes], Sequence[event_pb2.EventInput]], field: str
     ) -> Submission:
-        """Decode the events of an atomic call, in a thread when that may take long.
+        """Parse and decode an atomic call, in a thread when that may take long.
 
-        What would be refused however good it is, is refused first: that must be cheap.
+        What would be refused however good it is, is refused first: that must be cheap. What waits
+        for the thread are bytes, since a parsed message may take a hundred times as much.
         """
         user = _caller().user
         self._limits.admit(user.id)
         self._intake.admit()
-        if size > _LARGE:
-            return await self._offload.run(
-                self._decoder.submission, events, user=user, field=field, size=size
-            )
-        return self._decoder.submission(events, user=user, field=field, size=size)
+        count = 1
+
+        def decode() -> Submission:
+            nonlocal count
+            events = parse(wire)
+            count = len(events)
+            return self._decoder.submission(events, user=user, field=field, size=len(wire))
+
+        try:
+            if len(wire) > _LARGE:
+                return await self._offload.run_for(user.id, decode)
+            return decode()
+        except FieldInvalid:
+            # Bad events cost what good ones do, or they would be a way around the limits.
+            self._limits.charge(user.id, events=count, size=len(wire))
+            raise
 
     async def _store(self, submission: Submission, field: str) -> Sequence[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it."""
@@ -285,9 +298,3 @@ def _raise_refusals(verdicts: Verdicts, field: str) -> None:
             raise IdempotencyConflict(verdict.event_id, index)
         if isinstance(verdict, NotStorable):
             raise FieldInvalid([Violation(field.format(index), verdict.reason)])
-
-
-def _payload_format(value: int, violations: list[Violation]) -> int:
-    if value not in event_pb2.PayloadFormat.values():
-        violations.append(Violation("payload_format", "must be a known PayloadFormat"))
-    return value

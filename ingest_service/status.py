@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from ingest_service.errors import (
+    MOST_VIOLATIONS,
     EventNotFound,
     FieldInvalid,
     IdempotencyConflict,
@@ -24,10 +25,11 @@ from ingest_service.errors import (
 #: ErrorInfo.domain of every error.
 DOMAIN = "ingest"
 
-#: Most field violations in one answer, and the bytes that they may take together: details travel as
-#: metadata, in base64, and clients refuse metadata of more than 8 KiB.
-_MOST_VIOLATIONS = 20
+#: Bytes that field violations may take together: details travel as metadata, in base64, and
+#: clients refuse metadata of more than 8 KiB.
 _VIOLATION_BYTES = 4_096
+#: Seconds after which a client may as well ask again, whatever it was told to wait for.
+_LONGEST_RETRY = 86_400.0
 
 _CODES: dict[type[IngestError], grpc.StatusCode] = {
     FieldInvalid: grpc.StatusCode.INVALID_ARGUMENT,
@@ -53,7 +55,7 @@ def to_status(error: IngestError) -> grpc.Status:
                     error_details_pb2.BadRequest.FieldViolation(
                         field=violation.field, description=violation.description
                     )
-                    for violation in _first(error.violations)
+                    for violation in first_violations(error.violations)
                 ]
             )
         )
@@ -64,7 +66,7 @@ def to_status(error: IngestError) -> grpc.Status:
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
     if isinstance(error, Unavailable | RateLimited):
         delay = Duration()
-        delay.FromMilliseconds(max(1, int(error.retry_after * 1000)))
+        delay.FromMilliseconds(max(1, int(min(error.retry_after, _LONGEST_RETRY) * 1000)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(_code_of(error), error.text, details)
 
@@ -78,10 +80,10 @@ def internal_status(request_id: str) -> grpc.Status:
     return _status(grpc.StatusCode.INTERNAL, text, [info])
 
 
-def _first(violations: Sequence[Violation]) -> Iterator[Violation]:
+def first_violations(violations: Sequence[Violation]) -> Iterator[Violation]:
     """Yield as many violations as an answer can carry, and at least one."""
     room = _VIOLATION_BYTES
-    for violation in violations[:_MOST_VIOLATIONS]:
+    for violation in violations[:MOST_VIOLATIONS]:
         yield violation
         room -= len(violation.field.encode()) + len(violation.description.encode())
         if room < 0:

@@ -1,6 +1,7 @@
 """One client stream: gathers while the group before commits, and sums up at the end."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -24,11 +25,15 @@ from ingest_service.intake import Intake
 from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
 from ingest_service.parse import parse_stream
+from ingest_service.status import first_violations
 from ingest_service.wire import cut
 
 #: As the contract says.
 MAX_RECEIPTS = 10_000
 MAX_REJECTIONS = 1_000
+#: Bytes that field violations may take in one answer, which with all receipts stays well below the
+#: 4 MiB that a client takes unless it says otherwise.
+_VIOLATION_BYTES = 1 << 20
 #: Groups of one stream that may be with the intake: one commits, the next one is ready.
 _GROUPS_UNDER_WAY = 2
 #: Messages and bytes that a stream gathers before it stops reading. They are decoded in one go,
@@ -73,13 +78,20 @@ class StreamIntake:
         user: User,
         limits: UserLimits,
         offload: Offload,
+        *,
+        ends_at: float,
     ) -> None:
-        """Take the intake, the decoder, and the user on whose behalf all events are stored."""
+        """Take the intake, the decoder, and the user on whose behalf all events are stored.
+
+        `ends_at`, in seconds of the monotonic clock, is when the stream no longer waits for the
+        user's share.
+        """
         self._intake = intake
         self._decoder = decoder
         self._user = user
         self._limits = limits
         self._offload = offload
+        self._ends_at = ends_at
         self._gathered: list[bytes] = []
         self._size = 0
         #: Parsed events, how many of them were handed in, and the bytes of all of them.
@@ -91,6 +103,7 @@ class StreamIntake:
         self._overdrawn = 0.0
         self._progress = asyncio.Event()
         self._summary = StreamEventsResponse()
+        self._room_for_violations = _VIOLATION_BYTES
 
     def take(self, wire: bytes) -> bool:
         """Take the next message, still encoded; returns whether `wait` must come before another."""
@@ -105,7 +118,7 @@ class StreamIntake:
         while self._gathered or self._parsed:
             await self._advance()
         for piece in cut(wire, _MOST_EVENTS):
-            rows, refused = await self._offload.run(self._decode_piece, piece)
+            rows, refused = await self._offload.run_for(self._user.id, self._decode_piece, piece)
             # Whoever else waits for the same may have been quicker: looked at again at the end.
             while (full := self._events_under_way >= _MOST_UNDER_WAY) or not self._intake.has_room:
                 if full:
@@ -148,8 +161,13 @@ class StreamIntake:
         if self._failure is not None:
             raise self._failure
         if self._overdrawn:
-            await asyncio.sleep(min(self._overdrawn, _LONGEST_SLEEP))
-            self._overdrawn = self._limits.submit_wait(self._user.id)
+            left = self._ends_at - time.monotonic()
+            if left > 0:
+                await asyncio.sleep(min(self._overdrawn, _LONGEST_SLEEP, left))
+                self._overdrawn = self._limits.submit_wait(self._user.id)
+            else:
+                # What was read is taken; the debt is the user's next call's.
+                self._overdrawn = 0.0
             return
         if not self._under_way:
             await self._intake.room()
@@ -263,15 +281,11 @@ class StreamIntake:
         self, position: int, reason: str, violations: Sequence[Violation], event_id: str = ""
     ) -> None:
         self._summary.rejected += 1
-        if len(self._summary.rejections) < MAX_REJECTIONS:
-            self._summary.rejections.append(
-                event_pb2.Rejection(
-                    index=position,
-                    reason=reason,
-                    field_violations=[
-                        event_pb2.FieldViolation(field=field, description=description)
-                        for field, description in violations
-                    ],
-                    event_id=event_id,
-                )
-            )
+        if len(self._summary.rejections) >= MAX_REJECTIONS:
+            return
+        rejection = event_pb2.Rejection(index=position, reason=reason, event_id=event_id)
+        if self._room_for_violations > 0:
+            for field, description in first_violations(violations):
+                rejection.field_violations.add(field=field, description=description)
+            self._room_for_violations -= rejection.ByteSize()
+        self._summary.rejections.append(rejection)

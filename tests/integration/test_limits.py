@@ -83,6 +83,17 @@ def test_a_flood_of_refusals_is_counted_in_few_lines_and_decodes_nothing(
     assert len(told(limited)) - len(before) <= 20
 
 
+def test_bad_events_are_paid_for_as_good_ones_are(limited: Service) -> None:
+    sloppy, bulky = limited.caller(), limited.caller()
+
+    verdicts = [refused(sloppy.submit, event("")).verdict[1] for _ in range(50)]
+    batches = [refused(bulky.batch, [event("")] * 500).verdict[1] for _ in range(2)]
+
+    assert 20 <= verdicts.count("FIELD_INVALID") <= 30
+    assert verdicts.count("RATE_LIMITED") == 50 - verdicts.count("FIELD_INVALID")
+    assert batches == ["FIELD_INVALID", "RATE_LIMITED"]
+
+
 def is_refused(caller: Caller, sent: EventInput | None = None) -> bool:
     try:
         caller.submit(sent or event())
@@ -120,6 +131,33 @@ def test_a_stream_beyond_the_share_is_slowed_and_nothing_of_it_is_lost(limited: 
     summary = greedy.stream([event()] * 5 for _ in range(8))
 
     assert (summary.received, summary.accepted) == (40, 40)
+
+
+def test_a_stream_beyond_the_share_does_not_outlast_its_time(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """What was read by then is taken, and its price is the user's next call's."""
+    shares = {"USER_EVENTS_PER_SECOND": "0.001", "STREAM_MAX_SECONDS": "1"}
+    with running(tmp_path, settings_for(database_url, redis_url, **shares)) as service:
+        greedy = service.caller()
+
+        summary = greedy.stream([event()] for _ in range(500))
+        refusal = refused(greedy.submit, event())
+
+        assert 1 <= summary.received == summary.accepted < 500
+        assert greedy.counts() == {"PENDING": summary.accepted}
+        assert refusal.verdict[1] == "RATE_LIMITED"
+
+
+def test_a_wait_beyond_all_measure_is_told_as_a_day(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    shares = {"USER_EVENTS_PER_SECOND": "1e-20"}
+    with running(tmp_path, settings_for(database_url, redis_url, **shares)) as service:
+        greedy = service.caller()
+        greedy.submit(event())
+
+        assert refused(greedy.submit, event()).retry_delay == 86_400
 
 
 def test_messages_without_an_event_cost_their_bytes(limited: Service) -> None:

@@ -99,6 +99,18 @@ def test_receipts_and_rejections_of_a_long_stream_are_cut_and_counts_are_not(
     assert alice.counts() == {"PENDING": 11_000}
 
 
+def test_what_is_told_of_bad_events_fits_into_an_answer(alice: Caller) -> None:
+    """A thousand events with 64 bad attributes each: a client with gRPC's own limit reads it."""
+    bad = event(attributes={f"{n}-{'k' * 60}": "\0" for n in range(64)})
+    answer = alice.stream([bad] * 100 for _ in range(12))
+
+    assert (answer.received, answer.rejected) == (1_200, 1_200)
+    assert [one.index for one in answer.rejections] == list(range(1_000))
+    assert len(answer.rejections[0].field_violations) == 20
+    assert not answer.rejections[-1].field_violations
+    assert answer.ByteSize() < 2 << 20
+
+
 class Held:
     """A stream that stays open until it is told to end."""
 

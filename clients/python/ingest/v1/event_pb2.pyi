@@ -453,7 +453,9 @@ class Rejection(_message.Message):
     """
     @_builtins.property
     def field_violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldViolation]:
-        """Every violation found, when the reason is FIELD_INVALID."""
+        """The first violations found, when the reason is FIELD_INVALID: at most 20 and
+        some 4 KiB. Beyond 1 MiB of rejections in one answer they are left out.
+        """
 
     def __init__(
         self,
