@@ -3,20 +3,25 @@
 import asyncio
 import contextlib
 import json
-import urllib.request
-from http.client import HTTPException, HTTPMessage
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol
-from urllib.error import HTTPError
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import jwt
 import structlog
 
+from ingest_service.fetch import fetch
+
 log = structlog.get_logger()
 
-#: Seconds that a fetch may take, and bytes that it may bring.
-_FETCH_SECONDS = 3.0
+T = TypeVar("T")
+_Keys = dict[str | None, Any]
+
+#: Seconds that a reading may take as a whole, and bytes that it may bring.
+_READ_SECONDS = 5.0
 _MOST_BYTES = 1 << 20
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: What kind of key each algorithm takes (RFC 7518, section 6.1).
@@ -62,17 +67,10 @@ class JwksUrl:
         if parts.username is not None:
             raise ValueError("the URL must hold no credentials")
         self._url = url
-        self._opener = urllib.request.build_opener(_NoRedirects)
 
     def read(self) -> str:
         """Fetch the text."""
-        try:
-            with self._opener.open(self._url, timeout=_FETCH_SECONDS) as answer:
-                text: bytes = answer.read(_MOST_BYTES)
-        except HTTPException as error:
-            # Neither an OSError nor a ValueError: an answer that is no HTTP.
-            raise ValueError(type(error).__name__) from None
-        return text.decode()
+        return fetch(self._url, _READ_SECONDS, _MOST_BYTES).decode()
 
 
 class JwkSet:
@@ -89,7 +87,7 @@ class JwkSet:
         """
         self._algorithm = algorithm
         self._source = source
-        self._keys: dict[str | None, Any] = {}
+        self._keys: _Keys = {}
         self._text: str | None = None
         self._is_readable = True
         self.version = 0
@@ -118,17 +116,13 @@ class JwkSet:
 
     def load(self) -> None:
         """Read the source once, and wait for it; raises OSError or ValueError."""
-        text = self._source.read()
-        if text != self._text:
-            self._keys = self._parse(text)
-            self._text = text
-            self.version += 1
-            log.info("jwks_read", keys=len(self._keys))
+        self._take(*self._read())
 
     async def refresh(self) -> None:
-        """Read the source once, in a thread, and keep the old keys when that fails."""
+        """Read the source once, for some seconds at most; keep the old keys when that fails."""
         try:
-            await asyncio.to_thread(self.load)
+            # What comes later is not taken: it may be older than what the next reading brings.
+            self._take(*await asyncio.wait_for(_aside(self._read), _READ_SECONDS))
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not be the last time
             if self._is_readable:
                 log.warning("jwks_unreadable", error=type(error).__name__, keys=len(self._keys))
@@ -136,7 +130,17 @@ class JwkSet:
         else:
             self._is_readable = True
 
-    def _parse(self, text: str) -> dict[str | None, Any]:
+    def _read(self) -> tuple[str, _Keys]:
+        text = self._source.read()
+        return text, self._keys if text == self._text else self._parse(text)
+
+    def _take(self, text: str, keys: _Keys) -> None:
+        if text != self._text:
+            self._keys, self._text = keys, text
+            self.version += 1
+            log.info("jwks_read", keys=len(keys))
+
+    def _parse(self, text: str) -> _Keys:
         """Return the keys that can be used; others are left out (RFC 7517, section 5)."""
         try:
             entries = json.loads(text)["keys"]
@@ -144,7 +148,7 @@ class JwkSet:
             entries = None
         if not isinstance(entries, list):
             raise ValueError("it is no JWK Set")
-        keys: dict[str | None, Any] = {}
+        keys: _Keys = {}
         for entry in entries:
             try:
                 if self._fits(entry):
@@ -169,6 +173,21 @@ class JwkSet:
         )
 
 
+def _aside(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Run in a thread which, unlike those of asyncio, the end of the process does not wait for."""
+    done = Future[T]()
+    done.set_running_or_notify_cancel()  # so that whoever stops waiting does not take it away
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001  # it is raised where the result is awaited
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="jwks", daemon=True).start()
+    return asyncio.wrap_future(done)
+
+
 def require_usable(algorithm: str, key: Any) -> None:
     """Raise ValueError for a key of another family or curve, or one that is too short."""
     rules = jwt.get_algorithm_by_name(algorithm)
@@ -178,18 +197,3 @@ def require_usable(algorithm: str, key: Any) -> None:
         raise ValueError(f"it is no key for {algorithm}") from None
     if problem:
         raise ValueError(f"it is too short for {algorithm}")
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect could lead to any scheme and any host."""
-
-    def redirect_request(  # noqa: PLR0917  # the base class's signature
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> NoReturn:
-        raise HTTPError(req.full_url, code, "redirect refused", headers, fp)

@@ -1,118 +1,24 @@
 """JWK Sets of a running server: keys are changed under load, and a key server may misbehave."""
 
-import json
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from jwt.algorithms import ECAlgorithm
 
 from ingest.v1.event_pb2 import EventInput
-from ingest_service.jwks import JwkSet, JwksUrl
 from tests.kit.caller import Caller, event, refused
-from tests.kit.certificates import Authority, write
-from tests.kit.server import Service, Start, settings_for
-from tests.kit.tokens import make_token
+from tests.kit.key_server import Key, KeyServer, key_set
+from tests.kit.server import Service, Start, record, settings_for
 from tests.kit.waiting import eventually
 
 #: Seconds after which an unknown key id has been looked for: the least pause is five.
 LOOKED = 10.0
 #: Seconds within which a call is answered, whatever the key server does.
 AT_ONCE = 1.5
-
-
-class Key:
-    """A key pair with an id."""
-
-    def __init__(self, kid: str) -> None:
-        self.kid = kid
-        self._private = ec.generate_private_key(ec.SECP256R1())
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """The public key, as a JWK Set has it."""
-        entry = ECAlgorithm.to_jwk(self._private.public_key(), as_dict=True)
-        return entry | {"kid": self.kid, "use": "sig", "alg": "ES256"}
-
-    def token(self, subject: str = "alice") -> str:
-        """A good token, unlike the last one."""
-        headers = {"kid": self.kid}
-        number = str(time.perf_counter_ns())
-        return make_token(subject, key=self._private, algorithm="ES256", headers=headers, n=number)
-
-
-def key_set(*keys: Key) -> bytes:
-    return json.dumps({"keys": [key.entry for key in keys]}).encode()
-
-
-class KeyServer:
-    """An identity provider's key server, which answers as the test wants."""
-
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        #: The whole answer, when it is not HTTP 200 with `body`.
-        self.raw = b""
-        self.body = b""
-        #: How many are waiting for an answer; while `answers` is not set, all of them.
-        self.waiting = 0
-        self.asked = 0
-        self.answers = threading.Event()
-        self.answers.set()
-        owner = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                owner.asked += 1
-                owner.waiting += 1
-                owner.answers.wait(30)
-                owner.waiting -= 1
-                if owner.raw:
-                    self.wfile.write(owner.raw)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(owner.body)))
-                self.end_headers()
-                self.wfile.write(owner.body)
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                pass  # whoever asked may leave before the answer
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        scheme = "https" if tls else "http"
-        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}/keys"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def publish(self, *keys: Key) -> None:
-        """Answer with these keys."""
-        self.body = key_set(*keys)
-
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self.answers.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-@pytest.fixture
-def key_server() -> Iterator[KeyServer]:
-    server = KeyServer()
-    yield server
-    server.close()
 
 
 class Published(Protocol):
@@ -276,75 +182,42 @@ def test_no_call_waits_for_a_key_server(
     assert key_server.asked <= asked + 2, "callers must not make it ask more often"
 
 
-def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
-    lines = "\r\n".join([f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}"])
-    return lines.encode() + b"\r\n\r\n" + body
-
-
-KEY = Key("key")
-ODD = {
-    "an error": answer("500 Internal Server Error", body=key_set(KEY)),
-    "not found": answer("404 Not Found"),
-    "a redirect": answer("302 Found", "Location: file:///etc/passwd"),
-    "a redirect to another host": answer("301 Moved", "Location: http://127.0.0.1:9/keys"),
-    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
-    "noise": bytes(range(256)) * 8,
-    "a status that is none": b"HTTP/1.1 abc\r\n\r\n",
-    "a line without end": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 100_000,
-    "headers without end": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000,
-    "less than was promised": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
-    "no text": answer("200 OK", body=b"\xff\xfe\x00"),
-    "no JSON": answer("200 OK", body=b"<html></html>"),
-    "no set": answer("200 OK", body=b'{"error": "none"}'),
-    "an empty set": answer("200 OK", body=b'{"keys": []}'),
-    "too much": answer("200 OK", body=b'{"keys": [' + b" " * (2 << 20) + b"]}"),
-    "too deep": answer("200 OK", body=b"[" * 200_000),
+DRIPS = {
+    "in a header": b"HTTP/1.1 200 OK\r\nx:",
+    "in the body": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
 }
 
 
-@pytest.mark.parametrize("name", ODD)
-async def test_whatever_a_key_server_answers_the_last_good_keys_stay(
-    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize("where", DRIPS)
+def test_a_key_server_that_drips_holds_up_no_start_no_withdrawal_and_no_end(
+    env: dict[str, str], start_service: Start, key_server: KeyServer, where: str
 ) -> None:
-    """And the next good answer is taken."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    new = Key("new")
-    keys = JwkSet("ES256", JwksUrl(key_server.url))
-    key_server.publish(KEY)
-    await keys.refresh()
-    assert keys.key_for("key") is not None
+    """Each byte comes in time, but the answer never ends: such a reading has failed."""
+    old, new, stranger = Key("old"), Key("new"), Key("stranger")
+    key_server.publish(old)
+    key_server.drip = DRIPS[where]
+    server = start_service(env | {"INGEST_JWT_JWKS_URL": key_server.url})
 
-    key_server.raw = ODD[name]
-    await keys.refresh()
-    assert keys.key_for("key") is not None
+    told = record(server.process, "jwks_unreadable")
+    assert told is not None
+    assert told["error"] == "TimeoutError"
+    assert not accepts(server, old.token())
+    key_server.drip = b""
+    eventually(lambda: accepts(server, old.token()), timeout=LOOKED, interval=0.1)
 
-    key_server.raw = b""
+    def is_dripping() -> bool:
+        assert not accepts(server, stranger.token())
+        return key_server.dripping > 0
+
+    key_server.drip = DRIPS[where]
+    eventually(is_dripping, timeout=LOOKED, interval=0.1)
+    key_server.drip = b""
     key_server.publish(new)
-    await keys.refresh()
-    assert keys.key_for("new") is not None
-    assert keys.key_for("key") is None
-    assert key_server.asked == 3
+    # The reading that drips ends, and then the next is made, once somebody asks for a key.
+    eventually(lambda: accepts(server, new.token()), timeout=2 * LOOKED, interval=0.1)
+    assert not accepts(server, old.token())
+    eventually(lambda: key_server.dripping == 0)
 
-
-async def test_a_key_server_must_show_a_certificate_that_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    authority, stranger = Authority(), Authority("stranger")
-    for name, trusted in (("ours", authority), ("theirs", stranger)):
-        (tmp_path / name).write_bytes(trusted.pem)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*write(tmp_path, *authority.issue()))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ExitStack() as ending:
-        key_server = KeyServer(context)
-        ending.callback(key_server.close)
-        key_server.publish(KEY)
-        keys = JwkSet("ES256", JwksUrl(key_server.url))
-
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "theirs"))
-        await keys.refresh()
-        assert keys.key_for("key") is None
-
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours"))
-        await keys.refresh()
-        assert keys.key_for("key") is not None
+    key_server.drip = DRIPS[where]
+    eventually(is_dripping, timeout=LOOKED, interval=0.1)
+    assert server.stop() == 0

@@ -1,0 +1,107 @@
+"""Whatever a key server answers: the last good keys stay, and nobody else is asked for any."""
+
+import ssl
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ingest_service.jwks import JwkSet, JwksUrl
+from tests.kit.certificates import Authority, write
+from tests.kit.key_server import Key, KeyServer, key_set
+
+
+def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
+    lines = "\r\n".join([f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}"])
+    return lines.encode() + b"\r\n\r\n" + body
+
+
+KEY = Key("key")
+ODD = {
+    "an error": answer("500 Internal Server Error", body=key_set(KEY)),
+    "not found": answer("404 Not Found"),
+    "a redirect to a file": answer("302 Found", "Location: file:///etc/passwd"),
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "noise": bytes(range(256)) * 8,
+    "a status that is none": b"HTTP/1.1 abc\r\n\r\n",
+    "a line without end": b"HTTP/1.1 200 OK\r\nx: " + b"x" * 100_000,
+    "headers without end": b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000,
+    "less than was promised": b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{",
+    "no text": answer("200 OK", body=b"\xff\xfe\x00"),
+    "no JSON": answer("200 OK", body=b"<html></html>"),
+    "no set": answer("200 OK", body=b'{"error": "none"}'),
+    "an empty set": answer("200 OK", body=b'{"keys": []}'),
+    "a good set, longer than 1 MiB": answer("200 OK", body=key_set(Key("odd")) + b" " * (1 << 20)),
+    "too deep": answer("200 OK", body=b"[" * 200_000),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_whatever_a_key_server_answers_the_last_good_keys_stay(
+    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And the next good answer is taken."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    new = Key("new")
+    keys = JwkSet("ES256", JwksUrl(key_server.url))
+    key_server.publish(KEY)
+    await keys.refresh()
+    assert keys.key_for("key") is not None
+
+    key_server.raw = ODD[name]
+    await keys.refresh()
+    assert keys.key_for("key") is not None
+    assert keys.key_for("odd") is None
+
+    key_server.raw = b""
+    key_server.publish(new)
+    await keys.refresh()
+    assert keys.key_for("new") is not None
+    assert keys.key_for("key") is None
+    assert key_server.asked == 3
+
+
+@pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
+async def test_a_redirect_leads_to_no_other_key_server(
+    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    """The other one would answer with good keys, but is never asked."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    other = KeyServer()
+    try:
+        other.publish(Key("other"))
+        key_server.raw = answer(f"{status} Elsewhere", f"Location: {other.url}")
+        keys = JwkSet("ES256", JwksUrl(key_server.url))
+        await keys.refresh()
+        assert (key_server.asked, other.asked) == (1, 0)
+        assert keys.key_for("other") is None
+
+        directly = JwkSet("ES256", JwksUrl(other.url))
+        await directly.refresh()
+        assert directly.key_for("other") is not None, "the control must be read"
+    finally:
+        other.close()
+
+
+async def test_a_key_server_must_show_a_certificate_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, stranger = Authority(), Authority("stranger")
+    for name, trusted in (("ours", authority), ("theirs", stranger)):
+        (tmp_path / name).write_bytes(trusted.pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*write(tmp_path, *authority.issue()))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ExitStack() as ending:
+        key_server = KeyServer(context)
+        ending.callback(key_server.close)
+        key_server.publish(KEY)
+        keys = JwkSet("ES256", JwksUrl(key_server.url))
+
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "theirs"))
+        await keys.refresh()
+        assert keys.key_for("key") is None
+
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ours"))
+        await keys.refresh()
+        assert keys.key_for("key") is not None
