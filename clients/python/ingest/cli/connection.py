@@ -1,6 +1,7 @@
 """The options that say where the service is and who is calling."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from ingest.channel import TLS
+from ingest.cli.arguments import TEXT
 from ingest.client import IngestClient
 from ingest.retry import RetryPolicy
 
@@ -49,6 +51,7 @@ def connection_options(command: _Command) -> _Command:
         (
             ("--token",),
             {
+                "type": TEXT,
                 "envvar": "INGEST_TOKEN",
                 "show_envvar": True,
                 "help": "The JWT. Others can see it when it is typed: prefer the variable.",
@@ -57,6 +60,7 @@ def connection_options(command: _Command) -> _Command:
         (
             ("--target",),
             {
+                "type": TEXT,
                 "envvar": "INGEST_TARGET",
                 "show_envvar": True,
                 "help": "Address of the service.  [default: 127.0.0.1:50051]",
@@ -78,7 +82,7 @@ def connect(policy: RetryPolicy | None = None) -> IngestClient:
     options = click.get_current_context().meta.get(_KEPT, {})
     token: str | Callable[[], str]
     if token_file := options.get("token_file"):
-        token = token_file.read_text
+        token = partial(_read, token_file)
     elif not (token := options.get("token", "")):
         raise click.UsageError("no token: set INGEST_TOKEN or give --token-file")
     return IngestClient(
@@ -87,6 +91,15 @@ def connect(policy: RetryPolicy | None = None) -> IngestClient:
         tls=_tls(options),
         policy=policy,
     )
+
+
+def _read(token_file: Path) -> str:
+    try:
+        return token_file.read_text(encoding="ascii")
+    except UnicodeDecodeError:
+        raise click.BadParameter(
+            "must hold a JWT, which is ASCII", param_hint="--token-file"
+        ) from None
 
 
 def _tls(options: dict[str, Any]) -> TLS | bool | None:

@@ -1,10 +1,11 @@
 """`ingest get`, `list` and `counts`: what the service knows of the caller's events."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 
 import click
 
+from ingest.cli.arguments import TEXT, require_stdout
 from ingest.cli.connection import connect, connection_options
 from ingest.cli.output import event_json, print_table, status_name, to_json
 from ingest.retry import RetryPolicy
@@ -15,6 +16,8 @@ _IMPATIENT = RetryPolicy(patience=5.0)
 
 #: Events fetched at a time.
 _PAGE = 200
+#: Beyond any number that one would type; the interpreter counts no further than 2**63.
+_MOST = 1_000_000_000
 
 
 def _moment(_ctx: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
@@ -27,15 +30,19 @@ def _moment(_ctx: click.Context, _option: click.Parameter, value: str | None) ->
         moment = datetime.min  # noqa: DTZ901  # has no zone
     if moment.utcoffset() is None:
         raise click.BadParameter("must be a time with a zone such as 2026-01-31T12:00:00Z")
-    return moment
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise click.BadParameter("must lie in the years 1 to 9999, in UTC") from None
 
 
 @click.command(short_help="Show one event.", epilog="\b\nExample:\n  ingest get --key order-4711")
-@click.argument("event_id", required=False)
-@click.option("--key", help="Look it up by its idempotency key instead.")
+@click.argument("event_id", type=TEXT, required=False)
+@click.option("--key", type=TEXT, help="Look it up by its idempotency key instead.")
 @connection_options
 def get(event_id: str | None, key: str | None) -> None:
     """Show the event EVENT_ID, or the one with an idempotency key, as JSON."""
+    require_stdout()
     if bool(event_id) == bool(key):
         raise click.UsageError("give an EVENT_ID or --key")
     with connect(_IMPATIENT) as client:
@@ -54,8 +61,8 @@ def get(event_id: str | None, key: str | None) -> None:
     ),
     help="Only events in this status.",
 )
-@click.option("--type", "event_type", default="", help="Only events of this type.")
-@click.option("--source", default="", help="Only events from this source.")
+@click.option("--type", "event_type", type=TEXT, default="", help="Only events of this type.")
+@click.option("--source", type=TEXT, default="", help="Only events from this source.")
 @click.option(
     "--after", callback=_moment, metavar="TIME", help="Only events received at this time or later."
 )
@@ -63,7 +70,11 @@ def get(event_id: str | None, key: str | None) -> None:
     "--before", callback=_moment, metavar="TIME", help="Only events received before this time."
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="How many to show."
+    "--limit",
+    type=click.IntRange(1, _MOST),
+    default=50,
+    show_default=True,
+    help="How many to show; --all for more.",
 )
 @click.option("--all", "everything", is_flag=True, help="Show all of them.")
 @click.option("--table", is_flag=True, help="Draw a table for people, without payloads.")
@@ -80,6 +91,7 @@ def list_(
     table: bool,
 ) -> None:
     """Show the caller's own events, newest first, one JSON object a line."""
+    require_stdout()
     with connect(_IMPATIENT) as client:
         events = client.list(
             status=EventStatus.Value(f"EVENT_STATUS_{status or 'UNSPECIFIED'}"),
@@ -102,6 +114,7 @@ def list_(
 @connection_options
 def counts() -> None:
     """Count the caller's own events by status; "truncated" says that there are more final ones."""
+    require_stdout()
     with connect(_IMPATIENT) as client:
         answer = client.counts()
     values: dict[str, object] = {status_name(entry.status): entry.count for entry in answer.counts}

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ingest.cli.arguments import Stream, require_stdout
 from ingest.cli.connection import connect, connection_options
 from ingest.cli.lines import BrokenLine, numbered_lines, read_event
 from ingest.cli.output import printable, status_name, to_json
@@ -28,10 +29,10 @@ _position = re.compile(r"\bevents?\[\d+\]\.?")
     '  echo \'{"type": "page.viewed", "payload": {"page": "/"}}\' | ingest submit -\n'
     "  ingest submit events.jsonl --receipts receipts.jsonl",
 )
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=Stream("rb"))
 @click.option(
     "--receipts",
-    type=click.File("w", encoding="utf-8"),
+    type=Stream("w", encoding="utf-8"),
     help="Where the receipts go.  [default: stdout, unless that is a terminal]",
 )
 @connection_options
@@ -50,8 +51,9 @@ def submit(file: BinaryIO, receipts: TextIO | None) -> None:
     A receipt is {"line", "event_id", "duplicate", "status"}. Lines that are broken or rejected
     are named on stderr with the reason, and make the exit code 1.
     """
-    if receipts is None and not sys.stdout.isatty():
-        receipts = sys.stdout
+    if receipts is None:
+        require_stdout("give --receipts FILE")
+        receipts = None if sys.stdout.isatty() else sys.stdout
     console = Console(stderr=True)
     progress = Progress(
         BarColumn(),

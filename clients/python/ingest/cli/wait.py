@@ -1,14 +1,16 @@
 """`ingest wait`: until events are processed."""
 
 import json
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import click
 
+from ingest.cli.arguments import TEXT, require_stdout, stdin
 from ingest.cli.connection import connect, connection_options
+from ingest.cli.lines import LONGEST_LINE, numbered_lines
 from ingest.cli.output import processed_at, status_name, to_json
 from ingest.errors import EventNotFound, InvalidEvent, StillPending
 from ingest.v1.event_pb2 import EVENT_STATUS_PENDING, EVENT_STATUS_PROCESSED, PAYLOAD_FORMAT_NONE
@@ -18,7 +20,7 @@ from ingest.v1.event_pb2 import EVENT_STATUS_PENDING, EVENT_STATUS_PROCESSED, PA
     short_help="Wait until events are processed.",
     epilog="\b\nExample:\n  ingest submit events.jsonl | ingest wait --timeout 30 -",
 )
-@click.argument("event_ids", metavar="[EVENT_ID]...|-", nargs=-1, required=True)
+@click.argument("event_ids", metavar="[EVENT_ID]...|-", type=TEXT, nargs=-1, required=True)
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -33,8 +35,9 @@ def wait(event_ids: tuple[str, ...], timeout: float) -> None:
     With "-" the ids are read from stdin, one a line: bare, or the receipts of submit. The exit
     code is 1 unless every event is PROCESSED.
     """
+    require_stdout()
     deadline = time.monotonic() + timeout
-    ids = _ids(sys.stdin) if event_ids == ("-",) else event_ids
+    ids = _ids(stdin()) if event_ids == ("-",) else event_ids
     seen: Counter[str] = Counter()
     with connect() as client:
         for event_id in ids:
@@ -58,17 +61,25 @@ def wait(event_ids: tuple[str, ...], timeout: float) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _ids(lines: Iterable[str]) -> Iterator[str]:
+def _ids(file: BinaryIO) -> Iterator[str]:
     """Yield the id on each line, which is a receipt or the id itself."""
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if not line:
-            continue
-        if not line.startswith("{"):
-            yield line
-            continue
+    for number, line, _ in numbered_lines(file):
         try:
-            yield str(json.loads(line)["event_id"])
-        except (ValueError, KeyError) as error:
+            yield _id(line)
+        except (ValueError, KeyError, RecursionError) as error:
             raise click.UsageError(
                 f"line {number} of stdin is neither an id nor a receipt"
             ) from error
+
+
+def _id(line: bytes) -> str:
+    if len(line) > LONGEST_LINE:
+        raise ValueError("too long")
+    text = line.decode()
+    if not text.startswith("{"):
+        return text
+    event_id = json.loads(text)["event_id"]
+    if not isinstance(event_id, str):
+        raise ValueError("no text")
+    event_id.encode()  # it may hold lone surrogates
+    return event_id
