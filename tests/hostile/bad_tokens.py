@@ -70,6 +70,7 @@ def bad_tokens(
     """
     header = text({"alg": algorithm, "typ": "JWT"})
     yield from _forms(header, sign)
+    yield from _spellings(header, sign)
     yield from _algorithms(algorithm, sign)
     yield from _headers(algorithm, sign, trap)
     yield from _claims(header, sign)
@@ -103,7 +104,6 @@ def _forms(header: bytes, sign: Sign) -> Tokens:
         "words": "let me in",
         "a quote": f'"{good}"',
         "base64 of a password": encode(b"alice:secret"),
-        "padding characters": f"{first}===.{second}.{third}===x",
         "standard base64 alphabet": f"{first}.{second}.{third[:-2]}+/",
     }.items()
     # RFC 7515, section 7.2: the JSON serialisation has no place in metadata.
@@ -111,6 +111,27 @@ def _forms(header: bytes, sign: Sign) -> Tokens:
     yield "flattened JSON", json.dumps(parts)
     signatures = [{"protected": first, "signature": third}]
     yield "general JSON", json.dumps({"payload": second, "signatures": signatures})
+
+
+def _spellings(header: bytes, sign: Sign) -> Tokens:
+    """Parts as RFC 7515, section 2, does not write them; all else is right, the signature too."""
+
+    def padded(part: bytes) -> str:
+        return base64.urlsafe_b64encode(part).decode()
+
+    def strewn(part: bytes) -> str:
+        return f"{encode(part)[:4]}!*~ {encode(part)[4:]}"
+
+    # Blanks at the end of JSON mean nothing, and make a length that base64 pads.
+    header, payload = (part + b" " * (len(part) % 3 == 0) for part in (header, text(claims())))
+    for name, other in {"padding": padded, "characters base64 skips": strewn}.items():
+        for place in range(3):
+            first, second, third = (other if part == place else encode for part in range(3))
+            signed = f"{first(header)}.{second(payload)}"
+            yield (
+                f"{name} in part {place}",
+                f"{signed}.{third(sign(signed.encode()))}",
+            )
 
 
 def _algorithms(algorithm: str, sign: Sign) -> Tokens:
