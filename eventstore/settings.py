@@ -86,16 +86,21 @@ class Settings(BaseSettings):
     )
 
     user_events_per_second: float = Field(
-        0, ge=0, description="events that a user may submit, in bursts of two seconds; 0: no limit"
+        0,
+        ge=0,
+        description="events that a user may submit to each server process, in bursts of two"
+        " seconds; 0: no limit",
     )
     user_bytes_per_second: float = Field(
-        0, ge=0, description="bytes that a user may submit; 0: no limit"
+        0, ge=0, description="bytes that a user may submit to each server process; 0: no limit"
     )
     user_reads_per_second: float = Field(
-        0, ge=0, description="reading calls that a user may make; 0: no limit"
+        0,
+        ge=0,
+        description="reading calls that a user may make of each server process; 0: no limit",
     )
     user_streams: int = Field(
-        0, ge=0, description="streams that a user may have open on one server; 0: no limit"
+        0, ge=0, description="streams that a user may have open on each server process; 0: no limit"
     )
 
     group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")

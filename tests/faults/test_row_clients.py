@@ -1,4 +1,4 @@
-"""Rows 27 to 32: clients that die, cancel, roll, flood, and a server that is told to end."""
+"""Rows 27 to 30: clients that die, cancel and hold back, and servers that are told to end."""
 
 import signal
 import threading
