@@ -15,22 +15,31 @@ from tests.faults.load import Client, Plan
 from tests.faults.pollers import Poller
 from tests.faults.writers import BatchWriter, StreamWriter, UnaryWriter
 
+_WRITERS = {"unary": UnaryWriter, "stream": StreamWriter, "batch": BatchWriter}
 
-def main(argument: str) -> None:
-    """Run the plan until SIGTERM; SIGABRT tells where every thread stands."""
+
+def main(argument: str) -> int:
+    """Run the plan until SIGTERM, or until a thread dies, which gives 1.
+
+    SIGABRT tells where every thread stands.
+    """
     faulthandler.enable()
     plan = Plan.from_argument(argument)
     stopping = threading.Event()
+    dead: list[str] = []
+
+    def die(args: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(args)
+        dead.append(str(args.thread))
+        stopping.set()
+
+    threading.excepthook = die
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.set())
-    unary = [Client(plan, f"unary{number}", stopping) for number in range(plan.unary)]
-    streams = [Client(plan, f"stream{number}", stopping) for number in range(plan.streams)]
-    batches = [Client(plan, f"batch{number}", stopping) for number in range(plan.batches)]
+    writing = [Client(plan, name, stopping) for name in plan.writers]
     polling = [Client(plan, f"poll{number}", stopping) for number in range(plan.pollers)]
     runs: list[Callable[[], None]] = [
-        *(UnaryWriter(client).run for client in unary),
-        *(StreamWriter(client).run for client in streams),
-        *(BatchWriter(client).run for client in batches),
-        *(Poller(client, unary + streams + batches).run for client in polling),
+        *(_WRITERS[client.name.rstrip("0123456789")](client).run for client in writing),
+        *(Poller(client, writing).run for client in polling),
     ]
     threads = [threading.Thread(target=run, daemon=True) for run in runs]
     for thread in threads:
@@ -42,7 +51,8 @@ def main(argument: str) -> None:
         # Python's handler runs in this thread alone.
         while thread.is_alive():
             thread.join(0.2)
+    return int(bool(dead))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

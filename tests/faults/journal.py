@@ -81,9 +81,10 @@ class History:
         )
 
     def milliseconds(self, share: float = 0.99) -> float:
-        """Return this quantile of the latencies; 0 without entries."""
+        """Return this quantile of the latencies; raises AssertionError without entries."""
         times = sorted(entry.ms for entry in self.entries)
-        return times[min(len(times) - 1, int(len(times) * share))] if times else 0.0
+        assert times, "nothing was answered"
+        return times[min(len(times) - 1, int(len(times) * share))]
 
     def __len__(self) -> int:
         return len(self.entries)

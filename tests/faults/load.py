@@ -57,6 +57,12 @@ class Plan:
     attempt_timeout: float = 4.0
     patience: float = 45.0
 
+    @property
+    def writers(self) -> Sequence[str]:
+        """The names of all writers, by which their journals and keys are known."""
+        kinds = {"unary": self.unary, "stream": self.streams, "batch": self.batches}
+        return [f"{kind}{number}" for kind, count in kinds.items() for number in range(count)]
+
     def as_argument(self) -> str:
         """Return this as the program's argument."""
         return json.dumps(asdict(self))

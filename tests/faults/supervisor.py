@@ -31,6 +31,9 @@ class _State:
     process: Process | None = None
     restarts: list[Restart] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    #: The last one that the test itself ended, and how others ended.
+    ended: Process | None = None
+    crashes: list[str] = field(default_factory=list)
 
 
 class Member:
@@ -75,6 +78,11 @@ class Member:
         return self._state.restarts
 
     @property
+    def crashes(self) -> Sequence[str]:
+        """How each process ended that ended by itself: not by a method of this object."""
+        return self._state.crashes
+
+    @property
     def started(self) -> bool:
         """Whether it was ever started."""
         return self._state.process is not None
@@ -108,7 +116,7 @@ class Member:
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 40.0) -> int:
         """End the process by a signal, start no other, and return the exit code."""
         self._keep.clear()
-        process = self.process
+        process = self._end()
         if process.returncode is None:
             process.send_signal(number)
         try:
@@ -117,18 +125,24 @@ class Member:
             process.kill_group()
             if self._thread is not None:
                 self._thread.join(40)
+        if process is self._state.ended and code < 0 and code != -number:
+            self._state.crashes.append(f"ended with {code} when told to end")
         return code
 
     def discard(self) -> None:
         """End the process at once, for good."""
         self._keep.clear()
-        self.process.kill_group()
+        self._end().kill_group()
         if self._thread is not None:
             self._thread.join(40)
 
     def kill(self) -> None:
         """End the process and all it started (SIGKILL); another one is started."""
-        self.process.kill_group()
+        self._end().kill_group()
+
+    def kill_alone(self) -> None:
+        """End the process and nothing that it started (SIGKILL); another one is started."""
+        self._end().kill()
 
     def kill_and_wait(self) -> Restart:
         """Do as `kill` and wait until the next one is ready."""
@@ -160,6 +174,13 @@ class Member:
         files = sorted(self.folder.glob("*.err"), key=lambda file: int(file.stem))
         return "".join(file.read_text(errors="replace") for file in files)
 
+    def _end(self) -> Process:
+        """Return the process, whose end is from now on no crash, unless it has ended."""
+        process = self.process
+        if process.returncode is None:
+            self._state.ended = process
+        return process
+
     def _run(self) -> None:
         died = time.monotonic()
         code: int | None = None
@@ -170,6 +191,8 @@ class Member:
                 )
             except (RuntimeError, AssertionError) as error:
                 self._state.failures.append(str(error))
+                if isinstance(error, RuntimeError):  # that it ended; the other is of its slowness
+                    self._state.crashes.append(f"{str(error).partition(':')[0]} before it was ready")
                 time.sleep(_AGAIN)
                 continue
             if not self._keep.is_set():
@@ -181,6 +204,8 @@ class Member:
             while (ended := process.returncode) is None and self._keep.is_set():
                 time.sleep(_LOOK)
             died, code = time.monotonic(), ended
+            if ended is not None and process is not self._state.ended:
+                self._state.crashes.append(f"ended with {ended}")
             if self._keep.is_set() and self.ends_orphans:
                 process.kill_group()
         if self._state.process is not None:

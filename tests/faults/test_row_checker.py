@@ -112,9 +112,10 @@ CONTROLS = (
     Control(plant="duplicate-as-new", storm=_calm, told="a duplicate was answered as new"),
     Control(plant="no-final-guard", storm=_calm, told="effects are"),
     Control(plant="asynchronous-commit", storm=_database_dies, told="acknowledged but missing"),
+    Control(plant="crash=1.5", storm=_calm, told="ended by itself"),
+    Control(plant="receipt-lost", storm=_calm, told="argument 2 is shorter"),
 )
-#: The other storms are rows of their own, which are green.
-_STORMS = (_calm, _poison, _slow_recovery)
+_STORMS = (_calm, _kills, _database_dies, _flushes, _poison, _slow_recovery)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.faults.load import describe, make_event
 from tests.faults.rig import SERVICE, Rig, make_token
 from tests.faults.supervisor import Member
 from tests.faults.trial import Trial, counts, resident
-from tests.faults.verdict import BROKER_LINES
+from tests.faults.verdict import BROKER_LINES, CHILD_LINES
 from tests.kit.databases import fresh_database
 from tests.kit.processes import start_process
 from tests.kit.waiting import eventually
@@ -119,7 +119,11 @@ def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
         load.stop()
         trial.settle(120)
         took = time.monotonic() - began
-        trial.verdict(may_fail=[trial.keys[event_id] for event_id in poison])
+        trial.verdict(
+            may_fail=[trial.keys[event_id] for event_id in poison],
+            may_crash=rig.workers,
+            allowed=CHILD_LINES,
+        )
     rows = query(
         rig.url,
         "SELECT id::text, status, attempts, processing_error FROM events"
@@ -249,7 +253,10 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
     load.stop()
     for member in (rig.server, *rig.workers):
         member.kill_and_wait()
-    history = trial.verdict(allowed=[r"Too many open files", r"OSError", r"MemoryError", r"EMFILE"])
+    history = trial.verdict(
+        may_crash=(rig.server, *rig.workers),
+        allowed=[*CHILD_LINES, r"Too many open files", r"OSError", r"MemoryError", r"EMFILE"],
+    )
 
     case.note(
         f"{used} descriptors used, {refused} of {len(channels)} connections refused; memory:"

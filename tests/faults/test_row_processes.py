@@ -112,7 +112,7 @@ def test_orphans_end_by_themselves(trial: Trial, rig: Rig, case: Case) -> None:
         for _ in range(case.count(1, 10)):
             orphans = [pid for pid in worker.pids() if pid != worker.pid]
             count = len(worker.restarts)
-            worker.process.kill()
+            worker.kill_alone()
             killed = time.monotonic()
             eventually(lambda pids=orphans: all(map(has_ended, pids)), timeout=5)  # type: ignore[misc]
             case.note(f"orphans gone after {time.monotonic() - killed:.1f} s")

@@ -21,7 +21,8 @@ from ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from tests.faults.journal import History, Journal
 from tests.faults.load import CHANNEL, Plan
 from tests.faults.rig import System, make_token
-from tests.faults.verdict import LogWatch, judge
+from tests.faults.supervisor import Member
+from tests.faults.verdict import LogWatch, judge, judge_keyless
 from tests.kit.processes import Process, start_process
 from tests.kit.waiting import eventually
 
@@ -38,6 +39,8 @@ class Load:
     def __init__(self, plan: Plan, folder: Path) -> None:
         """Start it and wait for its first line."""
         self.plan = plan
+        self.ended = False
+        self.killed = False
         folder.mkdir(parents=True, exist_ok=True)
         self.process: Process = start_process(
             [sys.executable, "-m", "tests.faults.clients", plan.as_argument()],
@@ -48,6 +51,7 @@ class Load:
     def stop(self) -> None:
         """Let every writer finish what it began, and end the process."""
         self.process.terminate()
+        self.ended = True
         try:
             code = self.process.wait(self.plan.patience + 40)
         except AssertionError:
@@ -56,7 +60,8 @@ class Load:
         assert code == 0, f"load ended with {code}:\n{self.process.output()}"
 
     def kill(self) -> None:
-        """End it at once (SIGKILL)."""
+        """End it at once (SIGKILL); nothing is asked of what it did."""
+        self.ended = self.killed = True
         self.process.kill_group()
 
 
@@ -80,6 +85,7 @@ class Trial:
         self.numbers = itertools.count()
         self._stubs: dict[int, IngestServiceStub] = {}
         self._counts = {member.name: counts(member.pids()) for member in _running(rig)}
+        self._crashes = {member.name: len(member.crashes) for member in rig.members}
 
     def load(self, **changes: Any) -> Load:
         """Start the usual load; `changes` are fields of Plan."""
@@ -122,33 +128,50 @@ class Trial:
         return time.monotonic() - began
 
     def unary_ms(
-        self, after: float = 0.0, before: float = 1e18, share: float = 0.99, *, begun: bool = False
+        self, after: float = 0.0, before: float = 1e18, share: float = 0.99
     ) -> float:
-        """Return a quantile of the milliseconds of unary submits that were answered OK.
+        """Return a quantile of the milliseconds of unary submits begun in a span of time.
 
-        Of those answered in a span of time, or of those that `begun` in it.
+        Only those count that were answered OK; raises AssertionError when none was.
         """
-        found = self.history().facts("ok", op="new")
-        if begun:
-            found = found.begun(after=after, before=before)
-        else:
-            found = found.facts("ok", after=after, before=before)
+        return self._unary(after, before).milliseconds(share)
+
+    def steady_ms(self, load: Load, after: float, before: float) -> float:
+        """Return the 0.99 quantile, and see to it that at least half of what was due is in it.
+
+        What waits is begun in the span and answered later, so ask when the load has ended.
+        """
+        found = self._unary(after, before)
+        due = load.plan.unary * load.plan.unary_rate * (before - after)
+        assert len(found) >= due / 2, f"only {len(found)} of {due:.0f} submits were answered OK"
+        return found.milliseconds()
+
+    def _unary(self, after: float, before: float) -> History:
+        found = self.history().facts("ok", op="new").begun(after=after, before=before)
         return History(
             tuple(entry for entry in found.entries if entry.writer.startswith("unary"))
-        ).milliseconds(share)
+        )
 
     def violations(
         self,
         *,
         may_fail: Sequence[str] = (),
+        may_crash: Sequence[Member] = (),
         allowed: Sequence[str] = (),
         settle: float = SETTLE_SECONDS,
     ) -> list[str]:
-        """Stop the load, let everything settle, and return what is wrong."""
-        for load in self.loads:
-            if load.process.returncode is None:
-                load.stop()
+        """Stop the load, let everything settle, and return what is wrong.
+
+        `may_fail` are keys of events that need not be processed, `may_crash` members that the row
+        ends otherwise than through them, and `allowed` patterns of lines at ERROR.
+        """
         found = []
+        for load in self.loads:
+            try:
+                if not load.ended:
+                    load.stop()
+            except AssertionError as error:
+                found.append(f"load: {error}")
         try:
             self.settle(settle)
         except AssertionError as error:
@@ -156,15 +179,28 @@ class Trial:
         history = self.history()
         if not history.facts("ok"):
             found.append("no load: nothing was answered OK")
+        found += self._idle_writers(history)
         found += judge(self.rig.ledger, self.subject, history, may_fail=may_fail)
-        found += self.logs.findings(allowed)
-        return found + self._leaks()
+        return found + self._of_processes(may_crash, allowed)
 
-    def verdict(self, *, may_fail: Sequence[str] = (), allowed: Sequence[str] = ()) -> History:
+    def verdict(
+        self,
+        *,
+        may_fail: Sequence[str] = (),
+        may_crash: Sequence[Member] = (),
+        allowed: Sequence[str] = (),
+    ) -> History:
         """Fail with every violation, or return the history."""
-        found = self.violations(may_fail=may_fail, allowed=allowed)
+        found = self.violations(may_fail=may_fail, may_crash=may_crash, allowed=allowed)
         assert not found, "\n".join(found)
         return self.history()
+
+    def verdict_keyless(self, stored: int, *, settle: float = SETTLE_SECONDS) -> None:
+        """Fail with every violation of events that were sent without a key, and counted."""
+        self.settle(settle)
+        found = judge_keyless(self.rig.ledger, self.subject, stored)
+        found += self._of_processes()
+        assert not found, "\n".join(found)
 
     def stub(self, server: int = 0) -> IngestServiceStub:
         """Return a stub of this process for single calls."""
@@ -177,6 +213,29 @@ class Trial:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The caller's token, as gRPC takes it."""
         return (("authorization", f"Bearer {self.token}"),)
+
+    def _idle_writers(self, history: History) -> list[str]:
+        """Writers without a new event that was answered OK; those of a killed load may be."""
+        heard = {entry.key.rpartition("-")[0] for entry in history.facts("ok", op="new").entries}
+        return [
+            f"no load: {writer} of {load.plan.run} was never answered OK"
+            for load in self.loads
+            if not load.killed
+            for writer in load.plan.writers
+            if f"{load.plan.run}-{writer}" not in heard
+        ]
+
+    def _of_processes(
+        self, may_crash: Sequence[Member] = (), allowed: Sequence[str] = ()
+    ) -> list[str]:
+        """What the processes did wrong, whatever is stored."""
+        crashes = [
+            f"ended by itself: {member.name} {how}"
+            for member in self.rig.members
+            if member not in may_crash
+            for how in member.crashes[self._crashes[member.name] :]
+        ]
+        return [*crashes, *self.logs.findings(allowed), *self._leaks()]
 
     def _leaks(self) -> list[str]:
         found = []

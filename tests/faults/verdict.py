@@ -15,11 +15,9 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?: .*\n)+.*")
 #: Most examples of one kind that are told.
 _MOST = 5
 
-#: What our own faults make processes say; anything else at ERROR or above is a finding.
-EXPECTED_LINES = (
-    # Dramatiq's master, when one of its processes was killed.
-    re.compile(r"exited unexpectedly \(code -?\d+\)"),
-)
+#: What Dramatiq's master says when one of its processes has died. Only rows that kill one, and not
+#: the whole worker, allow it.
+CHILD_LINES = (r"exited unexpectedly \(code -?\d+\)",)
 #: What Dramatiq says besides when Redis is away, full, or does not answer (Bogdanp/dramatiq#894,
 #: #895): it tears the consumer down and starts it again, and calls a lost acknowledgement its own
 #: bug. Only rows that do this to Redis allow it.
@@ -46,6 +44,19 @@ def judge(
         if seen[kind] <= _MOST:
             kept.append(text)
     return [*kept, *(f"{kind}: {n} in all" for kind, n in counted.items() if n > _MOST)]
+
+
+def judge_keyless(ledger: Ledger, subject: str, stored: int) -> list[str]:
+    """Return every violation of events without a key, of which so many were answered OK."""
+    rows = ledger.stored(subject)
+    found = [f"{len(rows)} are stored, not {stored}"] if len(rows) != stored else []
+    for row in rows:
+        wrong = {
+            "status went backwards in the database": row.steps_back > 0,
+            **(_of_open(row) if row.status == _PENDING else _of_final(row, may_fail=False)),
+        }
+        found += [f"{text}: {row.id}" for text, is_so in wrong.items() if is_so]
+    return [*found[:_MOST], *([f"{len(found)} in all"] if len(found) > _MOST else [])]
 
 
 def _told(history: History) -> Iterator[str]:
@@ -115,7 +126,7 @@ class LogWatch:
 
     def findings(self, allowed: Sequence[str] = ()) -> list[str]:
         """Return unexpected lines at ERROR or above, and tracebacks."""
-        patterns = (*EXPECTED_LINES, *map(re.compile, allowed))
+        patterns = [re.compile(pattern) for pattern in allowed]
         found = [
             f"unexpected line: {name}: {line[:2000]}"
             for name, line in self._new_lines()

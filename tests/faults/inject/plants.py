@@ -6,6 +6,7 @@ must catch; `note_handlers` and `skew` are tools.
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -212,6 +213,65 @@ def in_seconds(seconds):
 """
 
 
+def crash(text: str) -> Patches:
+    """Ends server and worker by SIGSEGV so many seconds after each start."""
+
+    def soon() -> None:
+        time.sleep(float(text))
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def patch(name: str) -> Callable[[ModuleType], None]:
+        def patch_start(module: Any) -> None:
+            starting = getattr(module, name)
+            start = starting.start
+
+            def start_and_crash(self: Any) -> None:
+                start(self)
+                threading.Thread(target=soon, daemon=True).start()
+
+            starting.start = start_and_crash
+
+        return patch_start
+
+    return [("ingest_service.intake", patch("Intake")), ("worker.sweeper", patch("Sweeper"))]
+
+
+def receipt_lost(_text: str) -> Patches:
+    """Answers a batch with a receipt too few."""
+
+    def patch(servicer: Any) -> None:
+        encode = servicer.encode_receipts
+
+        def short(stored: Any) -> Any:
+            stored = list(stored)
+            return encode(stored[:-1] if len(stored) > 1 else stored)
+
+        servicer.encode_receipts = short
+
+    return [("ingest_service.servicer", patch)]
+
+
+def wait_for_redis(_text: str) -> Patches:
+    """Has a submit wait for a Redis that is away, for three seconds and some more."""
+
+    def patch(writer: Any) -> None:
+        import redis  # noqa: PLC0415  # of this plant alone
+
+        write = writer.Writer.write
+        client = redis.Redis.from_url(os.environ["INGEST_BROKER_URL"], socket_timeout=0.3)
+
+        def patient(self: Any, submissions: Any) -> Any:
+            try:
+                client.ping()
+            except redis.RedisError:
+                time.sleep(3.3)
+            return write(self, submissions)
+
+        writer.Writer.write = patient
+
+    return [("ingest_service.writer", patch)]
+
+
 def note_handlers(text: str) -> Patches:
     """Writes a line to a file when a handler of a call is entered and when it is left; no bug."""
     file = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -263,6 +323,9 @@ PLANTS: dict[str, Callable[[str], Patches]] = {
         no_final_guard,
         asynchronous_commit,
         own_clock_lease,
+        crash,
+        receipt_lost,
+        wait_for_redis,
         note_handlers,
         skew,
     )
