@@ -112,7 +112,7 @@ CONTROLS = (
     Control(plant="duplicate-as-new", storm=_calm, told="a duplicate was answered as new"),
     Control(plant="no-final-guard", storm=_calm, told="effects are"),
     Control(plant="asynchronous-commit", storm=_database_dies, told="acknowledged but missing"),
-    Control(plant="crash=1.5", storm=_calm, told="ended by itself"),
+    Control(plant="crash=1.5", storm=_calm, told="server0 ended with -11"),
     Control(plant="receipt-lost", storm=_calm, told="argument 2 is shorter"),
 )
 _STORMS = (_calm, _kills, _database_dies, _flushes, _poison, _slow_recovery)

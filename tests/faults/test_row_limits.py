@@ -83,13 +83,11 @@ def test_a_backlog_at_the_start(trial: Trial, rig: Rig, case: Case) -> None:
     for worker in rig.workers:
         worker.start()
     began = time.monotonic()
-    trial.load()
+    load = trial.load()
     time.sleep(2)
     ended = time.monotonic()
-    live = trial.unary_ms(began, ended)
-    for load in trial.loads:
-        if load.process.returncode is None:
-            load.stop()
+    load.stop()
+    live = trial.steady_ms(load, began, ended)
     trial.settle(600)
     drained = time.monotonic() - began
     trial.verdict()

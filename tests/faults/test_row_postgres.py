@@ -137,6 +137,7 @@ def test_a_half_open_database(trial: Trial, rig: Rig, case: Case) -> None:
     case.note(f"freed after {freed}; writers {max(unary):.0f} ms; health {told}, {slow:.0f} ms")
     case.note("no interface is taken down, which needs a network namespace: the stall stands in")
     assert slow <= 100
+    assert freed.keys() == {"submit", "get"}
     assert all(seconds <= 8 for seconds in freed.values())
     assert max(unary) <= 8_000
     assert "SERVING" not in told
@@ -162,7 +163,7 @@ def test_a_slow_database(trial: Trial, rig: Rig, case: Case) -> None:
     line.latency = 0
     history = trial.verdict()
 
-    p99 = trial.unary_ms(slow + 3, ended, begun=True)
+    p99 = trial.unary_ms(slow + 3, ended)
     accepted = history.facts("ok", op="new", after=slow + 3, before=ended)
     case.note(f"{len(accepted)} accepted, p99 {p99:.0f} ms; memory {more / 1e6:+.0f} MB")
     case.note("no bandwidth is taken away (tbf), which needs a network namespace: only time is")
@@ -184,7 +185,7 @@ def test_a_slow_database_sheds_load(trial: Trial, rig: Rig, case: Case) -> None:
         torrent = Torrent.of(pour(trial, rig.ports[0], rate=80, seconds=seconds, events=50))
         more = resident(rig.server.pids()) - memory
         line.latency = 0
-        trial.settle()
+        trial.verdict_keyless(50 * torrent.taken)
 
     refused, late = quantile(torrent.refused, 0.99), quantile(torrent.late, 0.99)
     case.note(
@@ -195,7 +196,6 @@ def test_a_slow_database_sheds_load(trial: Trial, rig: Rig, case: Case) -> None:
     assert torrent.refused
     assert torrent.odd == 0
     assert refused <= 100 + late
-    assert len(rig.ledger.stored(trial.subject)) == 50 * torrent.taken
     assert more <= 50e6
 
 
