@@ -160,13 +160,15 @@ class Member:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
+    def children(self) -> list[int]:
+        """Return what the process itself has started and what lives, the oldest first."""
+        return [pid for pid in _children(self.pid) if not has_ended(pid)]
+
     def pids(self) -> list[int]:
         """Return the process and its descendants that live."""
         found = [self.pid]
         for pid in found:
-            with suppress(OSError):
-                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-                found += map(int, children)
+            found += _children(pid)
         return [pid for pid in found if not has_ended(pid)]
 
     def stderr(self) -> str:
@@ -211,3 +213,10 @@ class Member:
         if self._state.process is not None:
             with suppress(AssertionError):
                 self._state.process.wait(60)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -1,5 +1,6 @@
 """Rows 1 to 7: processes are killed, at random and at the worst moments, or stand still."""
 
+import os
 import signal
 import time
 
@@ -18,6 +19,8 @@ from tests.kit.waiting import eventually
 
 COMMIT = b"COMMIT\x00"
 COPY = b"COPY events"
+#: A few events and their keys, in a statement that commits itself: calls and small streams.
+ALONE = b"EXECUTE ingest_keyed"
 CLAIM = b"EXECUTE ingest_waiting"
 FINISH = b"EXECUTE ingest_finish"
 #: Events under a lease, but for those that another thread of the stopped worker has just locked;
@@ -47,8 +50,38 @@ def test_a_killed_server_serves_again(trial: Trial, rig: Rig, case: Case) -> Non
 
 
 @pytest.mark.beside_others
+@pytest.mark.row(1, "SIGKILL of one of two server processes")
+@pytest.mark.timeout(900)
+def test_one_of_two_server_processes_is_killed(trial: Trial, rig: Rig, case: Case) -> None:
+    """The other one answers meanwhile, and their supervisor starts a new one."""
+    with rig.changed(rig.server, INGEST_PROCESSES="2"):
+        eventually(lambda: _started(trial) == 2)
+        trial.take_counts()
+        trial.load()
+        gaps = []
+        for turn in range(case.count(2, 50)):
+            time.sleep(0.7)
+            # The older one, so that each is killed in turn: whose calls come is the kernel's choice.
+            os.kill(rig.server.children()[0], signal.SIGKILL)
+            killed = time.monotonic()
+            eventually(lambda count=turn + 3: _started(trial) == count)  # type: ignore[misc]
+            gaps.append((killed, time.monotonic()))
+        history = trial.verdict(allowed=[r'"event": "server_process_ended"'])
+
+    answered = history.facts("ok", op="new")
+    served = [len(answered.begun(after=killed, before=up)) for killed, up in gaps]
+    case.note(f"{served} OK from the other one, in {[round(up - at, 1) for at, up in gaps]} s")
+    assert all(served)
+    assert len(trial.logs.lines("server_process_ended")) == len(gaps)
+    assert not history.facts("gave_up")
+
+
+@pytest.mark.beside_others
 @pytest.mark.row(2, "SIGKILL of the server at named points")
-@pytest.mark.parametrize("point", ["mid-batch", "before-commit", "after-commit", "after-reply"])
+@pytest.mark.parametrize(
+    "point",
+    ["mid-batch", "before-commit", "after-commit", "before-alone", "after-alone", "after-reply"],
+)
 @pytest.mark.timeout(900)
 def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, point: str) -> None:
     """Held in the line to the database or the broker, then killed: exact without a hook inside."""
@@ -62,6 +95,9 @@ def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, po
             trap = line.database.trap(COMMIT, Point.BEFORE, first=COPY)
         elif point == "after-commit":
             trap = line.database.trap(COMMIT, Point.AFTER, first=COPY)
+        elif point.endswith("alone"):
+            moment = Point.BEFORE if point.startswith("before") else Point.AFTER
+            trap = line.database.trap(ALONE, moment)
         else:
             trap = line.broker.trap(b"enqueue", Point.BEFORE)
         _kill_in(trap, rig.server, 0.1 if point == "after-reply" else 0)
@@ -70,7 +106,7 @@ def test_a_server_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, po
 
     case.note(point)
     assert not history.facts("gave_up")
-    if point == "after-commit":
+    if point in {"after-commit", "after-alone"}:
         # What was committed and not answered is answered as a duplicate when it is sent again.
         assert any(entry.duplicate for entry in history.facts("ok", op="new").entries)
 
@@ -197,6 +233,10 @@ def test_a_server_that_stands_still(trial: Trial, rig: Rig, case: Case) -> None:
     assert seen != "SERVING"
     assert again <= 2
     assert codes <= {"DEADLINE_EXCEEDED", "UNAVAILABLE", "CANCELLED", "NO_RECEIPT"}
+
+
+def _started(trial: Trial) -> int:
+    return len(trial.logs.lines("server_started"))
 
 
 def _kill_in(trap: Trap, member: Member, pause: float = 0.0) -> float:

@@ -84,8 +84,13 @@ class Trial:
         #: Never twice in one trial, for keys.
         self.numbers = itertools.count()
         self._stubs: dict[int, IngestServiceStub] = {}
-        self._counts = {member.name: counts(member.pids()) for member in _running(rig)}
+        self.take_counts()
         self._crashes = {member.name: len(member.crashes) for member in rig.members}
+
+    def take_counts(self) -> None:
+        """Take what runs now for what must run at the end: processes, descriptors, threads."""
+        running = _running(self.rig)
+        self._counts = {member.name: counts(member.pids()) for member in running}
 
     def load(self, **changes: Any) -> Load:
         """Start the usual load; `changes` are fields of Plan."""
