@@ -193,8 +193,9 @@ class Member:
                 )
             except (RuntimeError, AssertionError) as error:
                 self._state.failures.append(str(error))
-                if isinstance(error, RuntimeError):  # that it ended; the other is of its slowness
-                    self._state.crashes.append(f"{str(error).partition(':')[0]} before it was ready")
+                if isinstance(error, RuntimeError):  # it ended; the other is only slow
+                    how = str(error).partition(":")[0]
+                    self._state.crashes.append(f"{how} before it was ready")
                 time.sleep(_AGAIN)
                 continue
             if not self._keep.is_set():
@@ -217,6 +218,7 @@ class Member:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     except OSError:
         return []
+    return [int(child) for child in children.split()]

@@ -34,6 +34,7 @@ from eventstore.values import (
     EventStatus,
     Finished,
     KeyConflict,
+    PendingEvent,
     Postponed,
     Submission,
 )
@@ -53,6 +54,7 @@ from tests.faults.life_model import (
 _NOW, _NEVER = 0.0, 1e6
 #: Lives that find a statement that lacks a check; forty missed one in six runs of seven.
 _EXAMPLES = 200
+_WANTED = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 1)), min_size=1, max_size=4)
 
 
 class RowLife(RuleBasedStateMachine):
@@ -69,9 +71,7 @@ class RowLife(RuleBasedStateMachine):
             connection.execute(delete(idempotency_keys))
 
     @rule(
-        wanted=st.lists(
-            st.tuples(st.sampled_from("abcdef"), st.integers(0, 1)), min_size=1, max_size=4
-        ),
+        wanted=_WANTED,
         due=st.booleans(),
         atomic=st.booleans(),
         crash=st.booleans(),
@@ -112,24 +112,14 @@ class RowLife(RuleBasedStateMachine):
         Whoever asks then for those with one more is not given them.
         """
         token, other = str(uuid.uuid4()), str(uuid.uuid4())
-        with self._transaction() as connection:
-            found = processing.lease(
-                connection,
-                self._all(),
-                attempts=attempts,
-                token=token,
-                seconds=_NOW if expires else _NEVER,
-            )
+        found = self._lease(attempts, token, _NOW if expires else _NEVER)
         taken = self._model.waiting(attempts)
         assert {event.key.id for event in found} == taken
         for event_id in taken:
             row = self._model.rows[event_id]
             row.attempts, row.token = attempts + 1, token
             row.due = Due.NOW if expires else Due.NEVER
-        with self._transaction(crash=True) as connection:
-            more = processing.lease(
-                connection, self._all(), attempts=attempts + 1, token=other, seconds=_NEVER
-            )
+        more = self._lease(attempts + 1, other, _NEVER, crash=True)
         assert {event.key.id for event in more} == self._model.waiting(attempts + 1)
         return multiple() if dies or not found else multiple(Hand(tuple(found), token))
 
@@ -229,6 +219,14 @@ class RowLife(RuleBasedStateMachine):
             result = Finished(key, EventStatus.PROCESSED, "{}", None)
             assert processing.finish(connection, [result], token) == 1
 
+    def _lease(
+        self, attempts: int, token: str, seconds: float, *, crash: bool = False
+    ) -> list[PendingEvent]:
+        with self._transaction(crash=crash) as connection:
+            return processing.lease(
+                connection, self._all(), attempts=attempts, token=token, seconds=seconds
+            )
+
     def _all(self) -> list[EventKey]:
         return [EventKey(USER.id, event_id) for event_id in self._model.rows]
 
@@ -261,7 +259,7 @@ def test_every_life_of_a_row_ends_once(
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("statement", "check"),
+    "statement, check",
     [
         ("_FINISH", "e.status < 2"),
         ("_FINISH", "e.lease_token IS NOT DISTINCT FROM $8"),

@@ -1,17 +1,15 @@
-"""Rows 33 to 38 and 40: backlog, poison, bad events, wrong clocks, limits, a lasting fault."""
+"""Rows 34 to 38 and 40: poison, bad events, wrong clocks, limits, a lasting fault."""
 
-import json
 import os
 import resource
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
-import psycopg2
 import pytest
 
 from ingest.v1.ingest_service_pb2 import (
@@ -29,77 +27,9 @@ from tests.kit.databases import fresh_database
 from tests.kit.processes import start_process
 from tests.kit.waiting import eventually
 
-_NOISE_MS = 50.0
 _DESCRIPTORS = 64
 #: What a worker without memory says.
 _SHORT = ("MemoryError", "out of memory")
-
-_BACKLOG = """
-INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type, source, subject,
-                    idempotency_key, payload)
-SELECT u.id,
-       (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint + n / 4096), 12, '0') || '7'
-        || lpad(to_hex(n %% 4096), 3, '0') || '8' || lpad(to_hex(n), 15, '0'))::uuid,
-       now(), now(), now() - interval '1 hour', 'fault.backlog', '', '', %s || '-backlog-' || n,
-       json_build_object('key', %s || '-backlog-' || n)
-FROM users u, generate_series(1, %s) AS n
-WHERE u.subject = %s
-"""
-_DUE = """
-EXPLAIN (ANALYZE, FORMAT JSON)
-SELECT user_id, id, attempts FROM events
-WHERE status = 1 AND next_attempt_at <= statement_timestamp()
-ORDER BY next_attempt_at LIMIT 1000 FOR UPDATE SKIP LOCKED
-"""
-
-
-@pytest.mark.row(33, "backlog of open rows at the start")
-@pytest.mark.timeout(1200)
-def test_a_backlog_at_the_start(trial: Trial, rig: Rig, case: Case) -> None:
-    """The server is ready at once, live events hardly notice, and the sweeper reads an index."""
-    rows = case.count(30_000, 1_000_000)
-    trial.submit({})
-    load = trial.load()
-    time.sleep(2)
-    load.stop()
-    calm = trial.unary_ms()
-    for worker in rig.workers:
-        worker.stop()
-    with (
-        closing(psycopg2.connect(rig.url)) as connection,
-        connection,
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(_BACKLOG, (trial.subject, trial.subject, rows, trial.subject))
-        assert cursor.rowcount == rows
-    for number in range(1, rows + 1):
-        trial.journal.note("trial", "new", f"{trial.subject}-backlog-{number}", "invoke")
-    plan = query(rig.url, _DUE)[0][0][0]
-    took = plan["Execution Time"]
-    rig.server.stop()
-    began = time.monotonic()
-    rig.server.start()
-    ready = time.monotonic() - began
-    for worker in rig.workers:
-        worker.start()
-    began = time.monotonic()
-    load = trial.load()
-    time.sleep(2)
-    ended = time.monotonic()
-    load.stop()
-    live = trial.steady_ms(load, began, ended)
-    trial.settle(600)
-    drained = time.monotonic() - began
-    trial.verdict()
-
-    case.note(
-        f"{rows} rows drained in {drained:.0f} s; server ready in {ready:.1f} s;"
-        f" sweep query {took:.0f} ms; p99 {calm:.0f} ms, then {live:.0f} ms"
-    )
-    assert ready <= 5
-    assert "Seq Scan" not in json.dumps(plan)
-    assert took <= 50
-    assert live <= max(2 * calm, calm + 2 * _NOISE_MS)
 
 
 @pytest.mark.beside_others

@@ -86,7 +86,7 @@ def test_a_noisy_user(trial: Trial, rig: Rig, case: Case, share: int) -> None:
 
     With a limit it gets its share, and is told to wait with every refusal; it does not wait.
     """
-    rate, seconds = 30.0, case.count(8, 60)
+    rate, seconds = 30.0, case.count(6, 60)
     with rig.changed(rig.server, INGEST_USER_EVENTS_PER_SECOND=str(share)):
         noisy = Trial(rig, seed=1)
         load = trial.load(streams=0, batches=0, pollers=0, unary=1, unary_rate=rate)

@@ -61,7 +61,7 @@ def test_one_of_two_server_processes_is_killed(trial: Trial, rig: Rig, case: Cas
         gaps = []
         for turn in range(case.count(2, 50)):
             time.sleep(0.7)
-            # The older one, so that each is killed in turn: whose calls come is the kernel's choice.
+            # The older one, so that each is killed in turn: who is called is the kernel's choice.
             os.kill(rig.server.children()[0], signal.SIGKILL)
             killed = time.monotonic()
             eventually(lambda count=turn + 3: _started(trial) == count)  # type: ignore[misc]

@@ -132,9 +132,7 @@ class Trial:
         eventually(lambda: self.rig.ledger.open_rows(self.subject) == 0, seconds, interval=0.1)
         return time.monotonic() - began
 
-    def unary_ms(
-        self, after: float = 0.0, before: float = 1e18, share: float = 0.99
-    ) -> float:
+    def unary_ms(self, after: float = 0.0, before: float = 1e18, share: float = 0.99) -> float:
         """Return a quantile of the milliseconds of unary submits begun in a span of time.
 
         Only those count that were answered OK; raises AssertionError when none was.
@@ -153,9 +151,7 @@ class Trial:
 
     def _unary(self, after: float, before: float) -> History:
         found = self.history().facts("ok", op="new").begun(after=after, before=before)
-        return History(
-            tuple(entry for entry in found.entries if entry.writer.startswith("unary"))
-        )
+        return History(tuple(entry for entry in found.entries if entry.writer.startswith("unary")))
 
     def violations(
         self,

@@ -1,6 +1,5 @@
 """What PostgreSQL plans for the worker's statements when a partition is new and unknown to it."""
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,7 @@ from eventstore.values import (
     NewEvent,
     Submission,
 )
+from tests.kit.plans import Plans
 from tests.kit.rows import add, new_user
 from tests.kit.server import closing_engine
 
@@ -39,43 +39,6 @@ def postgres(database_url: str) -> Iterator[Engine]:
         with engine.begin() as connection:
             connection.execute(text("ANALYZE"))
         yield engine
-
-
-class Plans:
-    """Explains every statement that a connection runs."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.found: list[dict[str, Any]] = []
-        self._explaining = False
-        event.listen(connection, "before_cursor_execute", self._before)
-
-    def _before(
-        self, connection: Connection, cursor: Any, statement: str, parameters: Any, *_rest: Any
-    ) -> None:
-        other = ("EXPLAIN", "PREPARE", "SELECT pg_")
-        if not self._explaining and not statement.startswith(other):
-            self._explaining = True
-            cursor.execute("EXPLAIN (FORMAT JSON) " + statement, parameters)
-            plan = cursor.fetchone()[0]
-            plan = json.loads(plan) if isinstance(plan, str) else plan
-            self.found.append(plan[0]["Plan"])
-            self._explaining = False
-
-    def nodes(self) -> Iterator[dict[str, Any]]:
-        waiting = list(self.found)
-        while waiting:
-            node = waiting.pop()
-            yield node
-            waiting += node.get("Plans", [])
-
-    def scans(self) -> list[tuple[str, str]]:
-        """How each partition is read."""
-        return sorted(
-            (node["Relation Name"], node["Node Type"])
-            for node in self.nodes()
-            if str(node.get("Relation Name", "")).startswith("events")
-            and node["Node Type"] != "ModifyTable"
-        )
 
 
 def fill_today(engine: Engine, count: int = 2_000) -> list[EventKey]:
