@@ -22,10 +22,17 @@ from tests.kit.processes import Process
 _UNARY_RATE = 50.0
 #: Minutes until what is kept in memory is there: caches, pools, the allocator's arenas.
 _WARM_MINUTES = 5
+#: Minutes of the shortest run that can be judged: a slope needs two after the warm-up.
+_FEWEST_MINUTES = _WARM_MINUTES + 2
 #: What may be gained in ten minutes after that.
 _MOST_MB = 2.0
 #: The median of the last five minutes may be so many times that of the first five.
 _MOST_SLOWER = 1.5
+#: Bloat after the warm-up, in any minute: runs that were well had up to 36 % and 940 bytes.
+_MOST_DEAD_PERCENT = 50.0
+_MOST_BYTES = 1_100
+#: Seconds of the load that may be open at the end of a minute.
+_MOST_BEHIND = 1.0
 
 # The ids are times; so the last events are found by the primary key.
 _LATEST = """
@@ -63,7 +70,7 @@ class Minute:
 
 def main() -> int:
     """Soak and judge; returns the exit code, 1 when something grew."""
-    options = _parse()
+    options = parse()
     with open_bench(quick=False) as bench, everything(bench) as (database, server, worker):
         most = highest(bench, database, server, open_streams=False)
         rate = options.share * most
@@ -77,9 +84,9 @@ def main() -> int:
             _print(minute, first=number == 1)
         drain(database)
         faults = database.faults(begun + sent, processed=True)
-    complaints = [*faults, *_complaints(minutes)]
-    print("", *(_slopes(minutes)), *(complaints or ["all well"]), sep="\n")
-    return int(bool(complaints))
+    wrong = [*faults, *complaints(minutes)]
+    print("", *(_slopes(minutes)), *(wrong or ["all well"]), sep="\n")
+    return int(bool(wrong))
 
 
 def _minute(
@@ -131,11 +138,22 @@ def _slopes(minutes: Sequence[Minute]) -> list[str]:
     ]
 
 
-def _complaints(minutes: Sequence[Minute]) -> list[str]:
-    """Return what grew that must not."""
+def complaints(minutes: Sequence[Minute]) -> list[str]:
+    """Return what grew that must not, or is more than it may be.
+
+    Raises ValueError for fewer than seven minutes, of which nothing can be said.
+    """
     found = [
         f"{part} grows" for part in ("server_mb", "worker_mb") if slope(minutes, part) > _MOST_MB
     ]
+    for each in minutes[_WARM_MINUTES:]:
+        wrong = {
+            f"dead rows are {each.dead_percent} %": each.dead_percent > _MOST_DEAD_PERCENT,
+            f"an event takes {each.bytes_per_event} bytes": each.bytes_per_event > _MOST_BYTES,
+            f"{each.pending} are pending": each.pending > _MOST_BEHIND * each.events_per_s,
+            "nothing was processed": each.processed_p50_ms < 0,
+        }
+        found += [f"minute {each.minute}: {text}" for text, is_so in wrong.items() if is_so]
     early, late = minutes[:_WARM_MINUTES], minutes[-_WARM_MINUTES:]
     for part in ("accept_p50_ms", "processed_p50_ms"):
         before, after = (
@@ -147,12 +165,15 @@ def _complaints(minutes: Sequence[Minute]) -> list[str]:
 
 
 def slope(minutes: Sequence[Minute], part: str) -> float:
-    """Return the growth per ten minutes by least squares, without the warm-up."""
+    """Return the growth per ten minutes by least squares, without the warm-up.
+
+    Raises ValueError for fewer than seven minutes.
+    """
     points: list[tuple[int, float]] = [
         (m.minute, getattr(m, part)) for m in minutes if m.minute > _WARM_MINUTES
     ]
-    if len(points) < 2:  # a line needs two
-        return 0.0
+    if len(minutes) < _FEWEST_MINUTES:
+        raise ValueError(f"{len(minutes)} minutes; it takes {_FEWEST_MINUTES} to see a slope")
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     over = sum((x - mean_x) * (y - mean_y) for x, y in points)
@@ -171,11 +192,15 @@ def _print(minute: Minute, *, first: bool) -> None:
     print("| " + " | ".join(f"{value:,}" for value in row.values()) + " |", flush=True)
 
 
-def _parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the arguments; a run that is too short to be judged is refused, with exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--minutes", type=int, default=30, help="how long (default 30)")
     parser.add_argument("--share", type=float, default=0.5, help="of the capacity (default 0.5)")
-    return parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.minutes < _FEWEST_MINUTES:
+        parser.error(f"--minutes must be {_FEWEST_MINUTES} or more: fewer cannot be judged")
+    return options
 
 
 if __name__ == "__main__":
