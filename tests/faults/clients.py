@@ -9,13 +9,17 @@ import faulthandler
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tests.faults.load import Client, Plan
 from tests.faults.pollers import Poller
 from tests.faults.writers import BatchWriter, StreamWriter, UnaryWriter
 
-_WRITERS = {"unary": UnaryWriter, "stream": StreamWriter, "batch": BatchWriter}
+_WRITERS: Mapping[str, type[UnaryWriter | StreamWriter | BatchWriter]] = {
+    "unary": UnaryWriter,
+    "stream": StreamWriter,
+    "batch": BatchWriter,
+}
 
 
 def main(argument: str) -> int:
