@@ -52,7 +52,7 @@ from tests.faults.life_model import (
 
 #: Seconds: due at once, or not in this test (it is eleven days).
 _NOW, _NEVER = 0.0, 1e6
-#: Lives that find a statement that lacks a check; forty missed one in six runs of seven.
+#: Lives that find a statement that lacks a check (the control below).
 _EXAMPLES = 200
 _WANTED = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 1)), min_size=1, max_size=4)
 
@@ -70,12 +70,7 @@ class RowLife(RuleBasedStateMachine):
             connection.execute(delete(events))
             connection.execute(delete(idempotency_keys))
 
-    @rule(
-        wanted=_WANTED,
-        due=st.booleans(),
-        atomic=st.booleans(),
-        crash=st.booleans(),
-    )
+    @rule(wanted=_WANTED, due=st.booleans(), atomic=st.booleans(), crash=st.booleans())
     def submit(self, wanted: list[tuple[str, int]], due: bool, atomic: bool, crash: bool) -> None:
         """A server writes a group; it may die before the commit."""
         new = [make_event(key, content) for key, content in wanted]
@@ -281,6 +276,8 @@ def test_a_statement_without_one_of_its_checks_is_found(
         _live(
             build_engine(database_url, name="life", pool_size=2, keyed=True),
             _EXAMPLES,
+            # One failure is enough; it needs to be neither the smallest nor kept.
+            report_multiple_bugs=False,
             phases=[Phase.generate],
             database=None,
         )
