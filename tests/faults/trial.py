@@ -22,7 +22,7 @@ from tests.faults.journal import History, Journal
 from tests.faults.load import CHANNEL, Plan
 from tests.faults.rig import System, make_token
 from tests.faults.supervisor import Member
-from tests.faults.verdict import LogWatch, judge, judge_keyless
+from tests.faults.verdict import LogWatch, idle_writers, judge, judge_keyless
 from tests.kit.processes import Process, start_process
 from tests.kit.waiting import eventually
 
@@ -180,7 +180,7 @@ class Trial:
         history = self.history()
         if not history.facts("ok"):
             found.append("no load: nothing was answered OK")
-        found += self._idle_writers(history)
+        found += idle_writers(history, [load.plan for load in self.loads if not load.killed])
         found += judge(self.rig.ledger, self.subject, history, may_fail=may_fail)
         return found + self._of_processes(may_crash, allowed)
 
@@ -214,17 +214,6 @@ class Trial:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """The caller's token, as gRPC takes it."""
         return (("authorization", f"Bearer {self.token}"),)
-
-    def _idle_writers(self, history: History) -> list[str]:
-        """Writers without a new event that was answered OK; those of a killed load may be."""
-        heard = {entry.key.rpartition("-")[0] for entry in history.facts("ok", op="new").entries}
-        return [
-            f"no load: {writer} of {load.plan.run} was never answered OK"
-            for load in self.loads
-            if not load.killed
-            for writer in load.plan.writers
-            if f"{load.plan.run}-{writer}" not in heard
-        ]
 
     def _of_processes(
         self, may_crash: Sequence[Member] = (), allowed: Sequence[str] = ()

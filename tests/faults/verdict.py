@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.faults.journal import Entry, History
 from tests.faults.ledger import Ledger, StoredRow
+from tests.faults.load import Plan
 from tests.faults.supervisor import Member
 
 _PENDING, _PROCESSED = 1, 2
@@ -44,6 +45,17 @@ def judge(
         if seen[kind] <= _MOST:
             kept.append(text)
     return [*kept, *(f"{kind}: {n} in all" for kind, n in counted.items() if n > _MOST)]
+
+
+def idle_writers(history: History, plans: Sequence[Plan]) -> list[str]:
+    """Return the writers of these plans of whom no new event was answered OK."""
+    heard = {entry.key.rpartition("-")[0] for entry in history.facts("ok", op="new").entries}
+    return [
+        f"no load: {writer} of {plan.run} was never answered OK"
+        for plan in plans
+        for writer in plan.writers
+        if f"{plan.run}-{writer}" not in heard
+    ]
 
 
 def judge_keyless(ledger: Ledger, subject: str, stored: int) -> list[str]:
