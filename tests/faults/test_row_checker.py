@@ -11,6 +11,7 @@ import redis
 from tests.faults.conftest import Case
 from tests.faults.ledger import execute, query
 from tests.faults.rig import BRISK, Rig
+from tests.faults.torrent import Torrent, pour
 from tests.faults.trial import Trial
 
 #: Few attempts, so that an event which never succeeds is final soon.
@@ -42,6 +43,12 @@ def _calm(trial: Trial, rig: Rig) -> Sequence[str]:
     if late > total * 0.05:
         found.append(f"first deliveries are lost: {late} of {total} were swept")
     return found
+
+
+def _keyless(trial: Trial, rig: Rig) -> Sequence[str]:
+    """Events without keys, from a client that only counts."""
+    torrent = Torrent.of(pour(trial, rig.ports[0], rate=20, seconds=2, events=10))
+    return trial.keyless_violations(10 * torrent.taken, _SETTLE)
 
 
 def _kills(trial: Trial, rig: Rig) -> Sequence[str]:
@@ -111,11 +118,12 @@ CONTROLS = (
     Control(plant="dispatch-before-commit", storm=_calm, told="first deliveries are lost"),
     Control(plant="duplicate-as-new", storm=_calm, told="a duplicate was answered as new"),
     Control(plant="no-final-guard", storm=_calm, told="effects are"),
+    Control(plant="no-final-guard", storm=_keyless, told="effects are 2"),
     Control(plant="asynchronous-commit", storm=_database_dies, told="acknowledged but missing"),
     Control(plant="crash=1.5", storm=_calm, told="server0 ended with -11"),
     Control(plant="receipt-lost", storm=_calm, told="argument 2 is shorter"),
 )
-_STORMS = (_calm, _kills, _database_dies, _flushes, _poison, _slow_recovery)
+_STORMS = (_calm, _keyless, _kills, _database_dies, _flushes, _poison, _slow_recovery)
 
 
 @pytest.fixture(scope="module")

@@ -230,9 +230,9 @@ def test_a_lasting_fault(trial: Trial, rig: Rig, case: Case) -> None:
     time.sleep(1)
     rig.workers[1].signal_all(signal.SIGSTOP)
     try:
-        time.sleep(case.count(4, 60))
-        rig.redis.kill()
         time.sleep(case.count(3, 60))
+        rig.redis.kill()
+        time.sleep(case.count(2, 60))
         load.stop()
         drained = trial.settle(60)
         trial.verdict(allowed=BROKER_LINES)
