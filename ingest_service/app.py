@@ -18,6 +18,8 @@ from ingest_service.auth import TokenVerifier, build_key_source
 from ingest_service.calls import OpenCalls
 from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder
+from ingest_service.front import Front
+from ingest_service.grpc_logs import quieten_grpc
 from ingest_service.health import Health
 from ingest_service.intake import Intake
 from ingest_service.interceptors import Gate
@@ -59,9 +61,9 @@ async def serve(
     broker = build_broker(settings.require_broker_url())
     async with _server(
         settings, settings.require_database_url(), broker, reuse_port=reuse_port
-    ) as port:
-        on_ready(port)
-        await _told_to_stop()
+    ) as front:
+        on_ready(front.port)
+        await _told_to_stop(front)
 
 
 async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
@@ -76,9 +78,9 @@ async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None])
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
     worker.start()
     try:
-        async with _server(settings, url, broker, reuse_port=False) as port:
-            on_ready(port)
-            await _told_to_stop()
+        async with _server(settings, url, broker, reuse_port=False) as front:
+            on_ready(front.port)
+            await _told_to_stop(front)
     finally:
         await asyncio.to_thread(worker.stop)
 
@@ -113,7 +115,7 @@ def _tell_start(settings: Settings, port: int) -> None:
 @asynccontextmanager
 async def _server(
     settings: Settings, url: str, broker: dramatiq.Broker, *, reuse_port: bool
-) -> AsyncIterator[int]:
+) -> AsyncIterator[Front]:
     """Build and start everything in front of the worker, and drain it at the end."""
     keys = build_key_source(settings)
     revocations = Revocations(settings.jwt_revocation_file)
@@ -145,7 +147,13 @@ async def _server(
     calls = OpenCalls()
     verifier = TokenVerifier(settings, keys, revocations)
     gate = Gate(verifier, calls, answers, settings)
-    server, port = build_server(settings, servicer, gate, health, reuse_port=reuse_port)
+    quieten_grpc()
+    front = Front(
+        lambda listen: build_server(
+            listen, settings, servicer, gate, health, reuse_port=reuse_port
+        ),
+        settings.listen,
+    )
     dispatcher.start()
     intake.start()
     background = [
@@ -156,10 +164,10 @@ async def _server(
         await keys.refresh()
         background.append(asyncio.create_task(keys.keep_fresh()))
     await health.look()
-    await server.start()
-    _tell_start(settings, port)
+    await front.start()
+    _tell_start(settings, front.port)
     try:
-        yield port
+        yield front
     finally:
         # Not ready first, so that a balancer looks elsewhere; then no new calls, and the open
         # ones end; then what is left of the intake and of the dispatcher.
@@ -168,7 +176,7 @@ async def _server(
         telling = asyncio.get_running_loop().call_later(told, servicer.end_streams)
         await calls.drain(settings.drain_seconds)
         telling.cancel()
-        await server.stop(_STOP_SECONDS)
+        await front.stop(_STOP_SECONDS)
         await intake.drain()
         await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
         for task in background:
@@ -180,16 +188,26 @@ async def _server(
         log.info("server_stopped")
 
 
-async def _told_to_stop() -> None:
-    """Wait for SIGTERM or SIGINT; a second one ends the process at once."""
+async def _told_to_stop(front: Front) -> None:
+    """Wait for SIGTERM or SIGINT; a second one ends the process at once.
+
+    Raises ServerLost when there is nothing to wait for any more.
+    """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    await told.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-    log.info("draining")
+    waiting = {asyncio.create_task(told.wait()), asyncio.create_task(front.keep())}
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        log.info("draining")
+    for task in done:
+        task.result()
 
 
 def _is_ready(connection: Connection, clock: DatabaseClock) -> bool:

@@ -12,6 +12,7 @@ import click
 from eventstore.errors import StorageError, storage_errors
 from eventstore.logs import configure_logs
 from eventstore.settings import Settings, SettingsError
+from ingest_service.errors import ServerLost
 
 #: Seconds, minutes, hours, days.
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -36,6 +37,8 @@ class _Commands(click.Group):
             raise _WrongSettings(str(error)) from None
         except StorageError as error:
             raise click.ClickException(f"the database is unavailable: {error}") from None
+        except ServerLost:
+            raise click.ClickException("the gRPC server ended and cannot be replaced") from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -30,6 +30,10 @@ class Violation(NamedTuple):
     description: str
 
 
+class ServerLost(Exception):
+    """Nobody listens any more, and nothing can be done about it; the process is to end."""
+
+
 class IngestError(Exception):
     """A call is refused; the text is for people and never holds input or a library's words."""
 

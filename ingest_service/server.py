@@ -4,11 +4,11 @@ import resource
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from eventstore.settings import Settings, SettingsError
 from ingest.v1 import ingest_service_pb2_grpc
@@ -86,28 +86,51 @@ def limits_in_force(settings: Settings) -> dict[str, float]:
 
 
 def build_server(
-    settings: Settings, servicer: IngestServicer, gate: Gate, health: Health, *, reuse_port: bool
+    listen: str,
+    settings: Settings,
+    servicer: IngestServicer,
+    gate: Gate,
+    health: Health,
+    *,
+    reuse_port: bool,
 ) -> tuple[grpc.aio.Server, int]:
-    """Return a server that is bound and not started, and its port.
+    """Return a server that is bound to `listen` and not started, and its port.
 
     Raises SettingsError when it cannot bind, or a TLS file cannot be used.
     """
     # Two servers on one port split its connections without a word, unless they mean to.
     options = [*OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
     server = grpc.aio.server(interceptors=[gate], options=options)
-    ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    unregistered = cast("grpc.aio.Server", _Unregistered(server))
+    ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, unregistered)
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, unregistered)
     if settings.reflection:
         names = ("ingest.v1.IngestService", HEALTH_SERVICE, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+            reflection.aio.ReflectionServicer(names), unregistered
+        )
     try:
         if settings.tls_cert_file is None:
-            port = server.add_insecure_port(settings.listen)
+            port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(settings.listen, _credentials(settings))
+            port = server.add_secure_port(listen, _credentials(settings))
     except RuntimeError:
-        raise SettingsError(f"cannot listen on {settings.listen}; set INGEST_LISTEN") from None
+        raise SettingsError(f"cannot listen on {listen}; set INGEST_LISTEN") from None
     return server, port
+
+
+class _Unregistered:
+    """A server as generated code sees it, which registers no method with gRPC's core by name.
+
+    grpcio 1.85 waits for each registered method separately. When a call ends the server (see
+    `Front`), it frees what the core will write to when it gives up waiting, and memory is broken.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """Leave it at the generic ones."""
 
 
 class _Certificates:

@@ -3,6 +3,7 @@
 import re
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,8 +28,13 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def literal(name: str, value: str) -> bytes:
-    """Return a header field that leaves the table of the connection alone (RFC 7541, 6.2.2)."""
-    return b"\0" + _text(name.encode()) + _text(value.encode())
+    r"""Return a header field that leaves the table of the connection alone (RFC 7541, 6.2.2).
+
+    A surrogate such as `\udcff` is the byte that is no UTF-8 (PEP 383).
+    """
+    return b"".join(
+        (b"\0", *(_text(part.encode(errors="surrogateescape")) for part in (name, value)))
+    )
 
 
 def message(wire: bytes, *, compressed: bool = False) -> bytes:
@@ -37,11 +43,15 @@ def message(wire: bytes, *, compressed: bool = False) -> bytes:
 
 
 class Connection:
-    """One plaintext connection, whose streams are opened, fed and left as a test likes."""
+    """One connection, whose streams are opened, fed and left as a test likes."""
 
-    def __init__(self, port: int, *, window: int = 65_535) -> None:
+    def __init__(
+        self, port: int, *, window: int = 65_535, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Connect; `window` is how much of each answer the server may send."""
         self._socket = socket.create_connection(("127.0.0.1", port), 10)
+        if tls:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="127.0.0.1")
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._next = 1
         self._buffer = b""
@@ -50,7 +60,11 @@ class Connection:
         #: Whether the server closed the connection.
         self.is_closed = False
         settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
-        self._socket.sendall(PREFACE + frame(SETTINGS_TYPE, 0, 0, settings))
+        try:
+            self._socket.sendall(PREFACE + frame(SETTINGS_TYPE, 0, 0, settings))
+        except OSError:
+            self._socket.close()
+            raise
 
     def open(
         self, method: str, caller: Caller, body: bytes = b"", *, end: bool = False, **fields: str
@@ -73,9 +87,9 @@ class Connection:
         self._socket.sendall(sent)
         return stream
 
-    def feed(self, stream: int, body: bytes) -> None:
+    def feed(self, stream: int, body: bytes, *, end: bool = False) -> None:
         """Send more bytes of a call."""
-        self._socket.sendall(frame(DATA, 0, stream, body))
+        self._socket.sendall(frame(DATA, END_STREAM if end else 0, stream, body))
 
     def reset(self, stream: int) -> None:
         """Cancel a call."""
