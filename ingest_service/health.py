@@ -15,6 +15,8 @@ SERVICES = ("", "ingest.v1.IngestService")
 #: SERVING as long as the process answers at all: for a liveness probe, which would otherwise
 #: restart a healthy server because its database is away.
 LIVENESS = "liveness"
+#: Open calls of Watch in a process, some 20 kB each: anybody may make them, and none ever ends.
+MOST_WATCHERS = 1_000
 #: Seconds between two looks at the database.
 _PAUSE = 1.0
 #: Seconds in which the database must answer; a look that takes longer says no.
@@ -35,6 +37,7 @@ class Statuses(health_pb2_grpc.HealthServicer):
         """Know nothing yet."""
         self._known: dict[str, int] = {}
         self._changed = asyncio.Event()
+        self._watchers = 0
 
     def set(self, service: str, status: int) -> None:
         """Change the status of a service."""
@@ -63,12 +66,19 @@ class Statuses(health_pb2_grpc.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         """Tell the status, and each other one that follows, until the caller leaves."""
+        if self._watchers >= MOST_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers of health")
+        self._watchers += 1
+        try:
+            await self._tell(request.service, context)
+        finally:
+            self._watchers -= 1
+
+    async def _tell(self, service: str, context: Context) -> None:
         told: int | None = None
         while True:
             changed = self._changed
-            status = self._known.get(
-                request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            )
+            status = self._known.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
             if status != told:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 told = status

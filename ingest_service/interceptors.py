@@ -10,6 +10,7 @@ import structlog
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from eventstore.settings import Settings
 from ingest.v1 import ingest_service_pb2
@@ -113,7 +114,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if service == HEALTH_SERVICE:
             return self._health(handler)
         if service in self._public:
-            return handler
+            return self._reflection(handler)
         try:
             principal = self._verifier.authenticate(
                 [
@@ -146,6 +147,21 @@ class Gate(grpc.aio.ServerInterceptor):
             )
         return grpc.stream_unary_rpc_method_handler(
             check, response_serializer=handler.response_serializer
+        )
+
+    def _reflection(self, handler: Any) -> Handler:
+        """Return a handler of reflection, for everybody, that parses messages as others do."""
+
+        async def info(wires: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            requests = (parse_message(ServerReflectionRequest, wire) async for wire in wires)
+            try:
+                async for answer in handler.stream_stream(requests, context):
+                    yield answer
+            except FieldInvalid as error:
+                await self._abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(
+            info, response_serializer=handler.response_serializer
         )
 
     async def _health_request(self, context: Context) -> HealthCheckRequest:

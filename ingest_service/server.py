@@ -106,7 +106,7 @@ def build_server(
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, unregistered)
     if settings.reflection:
         names = ("ingest.v1.IngestService", HEALTH_SERVICE, reflection.SERVICE_NAME)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(  # type: ignore[no-untyped-call]  # so it is in the stubs
             reflection.aio.ReflectionServicer(names), unregistered
         )
     try:

@@ -1,16 +1,23 @@
 """Connections that speak something else, or nothing: closed or ignored, and the service stays."""
 
-import os
+import gzip
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from random import Random
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from eventstore import migrations
 from ingest.v1 import ingest_service_pb2 as pb
+from ingest_service.health import MOST_WATCHERS
+from ingest_service.server import MAX_STREAMS
 from tests.hostile.frames import PREFACE, SETTINGS, connections, frame, literal, message
 from tests.hostile.vitals import rss
 from tests.kit.caller import Caller, event
@@ -38,16 +45,18 @@ def hpack_bomb() -> bytes:
     return first + b"".join(frame(1, 5, number, block) for number in range(3, 43, 2))
 
 
+#: The same in every run, so that a failure can be repeated.
+RANDOM = Random(1)  # noqa: S311  # no secret
 OPEN = PREFACE + SETTINGS + frame(1, 1, 1, b"\x83\x86\x44\x01/")
 SPOKEN = {
     "HTTP/1.1": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "HTTP/1.1 upgrade": b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
     "TLS hello": HELLO,
     "SSH": b"SSH-2.0-OpenSSH_9.6\r\n",
-    "random bytes": os.urandom(2_000),
+    "random bytes": RANDOM.randbytes(2_000),
     "zeros": bytes(5_000),
     "half a preface": PREFACE[:10],
-    "preface and random": PREFACE + os.urandom(1_000),
+    "preface and random": PREFACE + RANDOM.randbytes(1_000),
     "frame beyond its limit": PREFACE + SETTINGS + b"\xff\xff\xff\x00\x00\x00\x00\x00\x01",
     "data on stream 0": PREFACE + SETTINGS + frame(0, 1, 0, b"x"),
     "even stream": PREFACE + SETTINGS + frame(1, 5, 2, b"\x83"),
@@ -154,6 +163,7 @@ def test_who_does_not_introduce_himself_is_disconnected(
             assert time.monotonic() - began >= limit / 2
 
 
+WATCH: dict[str, Any] = {":path": "/grpc.health.v1.Health/Watch"}
 #: Headers that no gRPC client sends, whether the message claims to be compressed, and how the call
 #: ends. INTERNAL (13) is gRPC's own word for headers that it cannot read, before any code of ours.
 HEADERS = {
@@ -180,6 +190,73 @@ def test_odd_headers_end_a_call_or_change_nothing(service: Service, name: str) -
     body = message(wire, compressed=compressed)
     assert ended(service, alice, "SubmitEvent", body, **fields) == expected
     assert sum(alice.counts().values()) == (expected == "0")
+
+
+SUBMITTED = pb.SubmitEventRequest(event=event()).SerializeToString()
+#: What claims to be compressed and cannot be unpacked is gRPC's own INTERNAL, too.
+PACKED = {
+    "gzip": ("gzip", gzip.compress(SUBMITTED), "0"),
+    "deflate": ("deflate", zlib.compress(SUBMITTED), "0"),
+    "gzip with a wrong sum": ("gzip", gzip.compress(SUBMITTED)[:-8] + bytes(8), "13"),
+    "gzip that is none": ("gzip", RANDOM.randbytes(100), "13"),
+    "half of gzip": ("gzip", gzip.compress(SUBMITTED)[:20], "13"),
+    "two members of gzip": ("gzip", gzip.compress(SUBMITTED) * 2, "13"),
+    "deflate that is none": ("deflate", RANDOM.randbytes(100), "13"),
+    "half of deflate": ("deflate", zlib.compress(SUBMITTED)[:10], "13"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_message_that_cannot_be_unpacked_ends_its_call(service: Service, name: str) -> None:
+    encoding, packed, expected = PACKED[name]
+    alice = service.caller()
+
+    body = message(packed, compressed=True)
+    assert ended(service, alice, "SubmitEvent", body, grpc_encoding=encoding) == expected
+    assert sum(alice.counts().values()) == (expected == "0")
+
+
+def test_a_connection_has_so_many_open_calls_and_no_more(service: Service) -> None:
+    """A call beyond them is reset, and begins nothing."""
+    with connections(service.port, 1) as (connection,):
+        streams = [
+            connection.open("", service.nobody(), message(b""), **WATCH)
+            for _ in range(MAX_STREAMS + 44)
+        ]
+        eventually(lambda: len(connection.begun() | connection.ended().keys()) == len(streams))
+        assert len(connection.begun()) == MAX_STREAMS
+        assert [*connection.ended().values()] == ["reset"] * 44
+
+
+def test_watchers_of_health_are_limited(service: Service) -> None:
+    """Anybody may be one, and none ever ends; who only asks is answered as before."""
+    with connections(service.port, MOST_WATCHERS // MAX_STREAMS + 2) as made:
+        for connection in made:
+            for _ in range(MAX_STREAMS):
+                connection.open("", service.nobody(), message(b""), **WATCH)
+        calls = len(made) * MAX_STREAMS
+
+        def told() -> tuple[int, int]:
+            ends = [status for one in made for status in one.ended().values()]
+            assert {*ends} <= {"8", ""}
+            return sum(len(one.begun() - one.ended().keys()) for one in made), len(ends)
+
+        eventually(lambda: told() == (MOST_WATCHERS, calls - MOST_WATCHERS), timeout=20)
+        assert service.caller().is_served()
+    stub: Any = health_pb2_grpc.HealthStub(service.channel)
+    eventually(lambda: is_told(stub))
+
+
+def is_told(stub: Any) -> bool:
+    """Whether there is room for a watcher."""
+    watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=5)
+    try:
+        return bool(next(watch).status)
+    except grpc.RpcError as error:
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
+        return False
+    finally:
+        watch.cancel()
 
 
 def ended(service: Service, caller: Caller, method: str, body: bytes, **fields: str) -> str:

@@ -7,8 +7,6 @@ import zlib
 import grpc
 import pytest
 from google.protobuf.struct_pb2 import Struct, Value
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest.v1.event_pb2 import EventInput
@@ -290,21 +288,3 @@ def test_five_hundred_cancelled_streams_leave_the_server_well(service: Service) 
 
     eventually(is_served_again, timeout=10)
     assert rss(service) - before < 60 << 20
-
-
-@settings(
-    max_examples=60 * FACTOR,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    name=st.from_regex(r"[a-z0-9_.-]{1,20}", fullmatch=True).filter(
-        lambda name: not name.startswith("grpc-") and name not in {"te", "host"}
-    ),
-    value=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=200),
-)
-def test_metadata_of_any_name_changes_nothing(service: Service, name: str, value: str) -> None:
-    caller = service.caller("somebody")
-    caller.metadata += ((f"x{name}x", value),)
-
-    assert caller.submit(event()).event_id

@@ -31,3 +31,19 @@ def test_reflection_can_be_switched_on_and_needs_no_token(
     server = start_service(settings_for(database_url, redis_url, REFLECTION="true"))
 
     assert "ingest.v1.IngestService" in services(server, server.nobody())
+
+
+@pytest.mark.parametrize("wire", [b"\xff", b"\x0a\x7fabc", b"\x0b"])
+def test_bytes_that_are_no_message_are_refused(
+    database_url: str, redis_url: str, start_service: Start, wire: bytes
+) -> None:
+    server = start_service(settings_for(database_url, redis_url, REFLECTION="true"))
+    call = server.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", bytes, bytes
+    )
+    good = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
+
+    refusal = refused(lambda: list(call(iter([good, wire]), timeout=5)))
+
+    assert refusal.verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
+    assert '"level": "error"' not in server.process.stderr()
