@@ -288,3 +288,19 @@ def test_five_hundred_cancelled_streams_leave_the_server_well(service: Service) 
 
     eventually(is_served_again, timeout=10)
     assert rss(service) - before < 60 << 20
+
+
+def test_thousands_of_refused_calls_leave_nothing(service: Service, alice: Caller) -> None:
+    """Four kB for each of them would be seen; `staying_well` allows a hundred megabytes."""
+    nobody = service.nobody()
+
+    def refuse(count: int) -> None:
+        for _ in range(count):
+            assert refused(alice.wire, "SubmitEvent", b"\xff").reason == "FIELD_INVALID"
+            assert refused(nobody.submit, event()).reason == "TOKEN_MISSING"
+            assert refused(alice.get, idempotency_key="nothing").reason == "EVENT_NOT_FOUND"
+
+    refuse(200)
+    before = rss(service)
+    refuse(1_000)
+    assert rss(service) - before <= 10 << 20
