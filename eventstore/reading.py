@@ -6,24 +6,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Row,
-    Select,
-    Text,
-    case,
-    cast,
-    func,
-    null,
-    select,
-    text,
-)
+from sqlalchemy import ColumnElement, Connection, func, select, text
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
+from eventstore.content import load_page, selection, stored_bytes, stored_event
 from eventstore.schema import events, idempotency_keys, users
-from eventstore.values import EventKey, EventStatus, StoredEvent
+from eventstore.values import EventStatus, StoredEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: UUID version 7 holds the time in 48 bits.
@@ -31,11 +19,6 @@ _MAX_MILLISECONDS = (1 << 48) - 1
 
 #: Rows that one page looks at, whatever the filters leave of them: the page's cost is bounded.
 SCAN_ROWS = 10_000
-#: What one page may carry: in bytes at most four times as much, and clients take 4 MiB. The first
-#: event always comes.
-PAGE_CHARACTERS = 1_000_000
-#: Characters of an event beside attributes and content, roughly.
-_ROW_CHARACTERS = 500
 #: Newest events over which the final statuses are counted.
 COUNT_ROWS = 100_000
 
@@ -68,12 +51,12 @@ def get_event(
 ) -> StoredEvent | None:
     """Return one event of the user, or None; without `content` neither payload nor properties."""
     statement = (
-        _selection(content=content)
+        selection(content=content)
         .join(users, users.c.id == events.c.user_id)
         .where(events.c.user_id == user_id, events.c.id == event_id)
     )
     row = connection.execute(statement).one_or_none()
-    return None if row is None else _stored(row)
+    return None if row is None else stored_event(row)
 
 
 def find_event_id(connection: Connection, user_id: str, idempotency_key: str) -> str | None:
@@ -101,7 +84,13 @@ def list_events(
     """
     window = (events.c.user_id == user_id, events.c.id < before, *_window(filters))
     scanned = (
-        select(events.c.id, events.c.status, events.c.type, events.c.source)
+        select(
+            events.c.id,
+            events.c.status,
+            events.c.type,
+            events.c.source,
+            stored_bytes(connection, content=content).label("stored"),
+        )
         .where(*window)
         .order_by(events.c.id.desc())
         .limit(SCAN_ROWS)
@@ -109,11 +98,14 @@ def list_events(
     )
     conditions = _conditions(filters, scanned.c)
     matching = (
-        select(scanned.c.id).where(*conditions).order_by(scanned.c.id.desc()).limit(limit + 1)
+        select(scanned.c.id, scanned.c.stored)
+        .where(*conditions)
+        .order_by(scanned.c.id.desc())
+        .limit(limit + 1)
     )
-    ids = connection.execute(matching).scalars().all()
-    page = _load(connection, user_id, ids[:limit], content=content)
-    if len(page) < len(ids):
+    found = connection.execute(matching).tuples().all()
+    page = load_page(connection, user_id, found[:limit], content=content)
+    if page and len(page) < len(found):
         # More events match, or the content of these fills a page.
         return Page(events=page, cursor=page[-1].key.id)
     if not conditions:
@@ -187,80 +179,3 @@ def _conditions(
     if filters.source:
         conditions.append(columns.source == filters.source)
     return conditions
-
-
-def _load(
-    connection: Connection, user_id: str, ids: Sequence[str], *, content: bool
-) -> list[StoredEvent]:
-    """Read these events, newest first, and stop where their content fills a page."""
-    if not ids:
-        return []
-    statement = (
-        _selection(content=content)
-        .join(users, users.c.id == events.c.user_id)
-        .where(events.c.user_id == user_id)
-        .order_by(events.c.id.desc())
-    )
-    size = _length(events.c.attributes) + _ROW_CHARACTERS
-    if content:
-        # With the properties of an event its payload comes a second time, as `original`.
-        again = case((events.c.properties.is_not(None), 2), else_=1)
-        size += _length(events.c.payload) * again + _length(events.c.properties)
-    with_it = func.sum(size).over(order_by=events.c.id.desc())
-    sized = (
-        select(events.c.id, (with_it - size).label("before"), with_it.label("with_it"))
-        .where(events.c.user_id == user_id, events.c.id.in_(ids))
-        .subquery()
-    )
-    fitting = (sized.c.before == 0) | (sized.c.with_it <= PAGE_CHARACTERS)
-    statement = statement.where(events.c.id.in_(select(sized.c.id).where(fitting)))
-    # Named once more in full, so that only the partitions of these ids are opened.
-    statement = statement.where(events.c.id.in_(ids))
-    return [_stored(row) for row in connection.execute(statement)]
-
-
-def _length(column: Column[Any]) -> ColumnElement[int]:
-    return func.coalesce(func.length(cast(column, Text)), 0)
-
-
-def _selection(*, content: bool) -> Select[Any]:
-    return select(
-        events.c.user_id,
-        events.c.id,
-        events.c.type,
-        events.c.source,
-        events.c.subject,
-        events.c.idempotency_key,
-        events.c.attributes,
-        events.c.occurred_at,
-        events.c.received_at,
-        events.c.status,
-        events.c.processed_at,
-        events.c.processing_error,
-        events.c.attempts,
-        events.c.payload if content else null().label("payload"),
-        events.c.properties if content else null().label("properties"),
-        users.c.subject.label("user_subject"),
-        users.c.email.label("user_email"),
-    )
-
-
-def _stored(row: Row[Any]) -> StoredEvent:
-    return StoredEvent(
-        key=EventKey(row.user_id, row.id),
-        type=row.type,
-        source=row.source,
-        subject=row.subject,
-        idempotency_key=row.idempotency_key or "",
-        attributes=row.attributes,
-        occurred_at=row.occurred_at,
-        received_at=row.received_at,
-        status=EventStatus(row.status),
-        processed_at=row.processed_at,
-        processing_error=row.processing_error,
-        attempts=row.attempts,
-        payload=row.payload,
-        properties=row.properties,
-        user_subject=row.user_subject,
-        user_email=row.user_email,
-    )

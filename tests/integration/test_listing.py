@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import time
 
 import pytest
@@ -192,6 +193,31 @@ def test_a_page_carries_about_a_million_characters_however_many_are_asked_for(
 
     assert [len(page.events) for page in pages] == [1, 2, 2, 2]
     assert len(alice.list(page_size=1_000, payload_format=NONE).events) == 7
+
+
+def test_a_page_of_large_events_comes_however_many_there_are(alice: Caller, bob: Caller) -> None:
+    """All that might come was measured first, for longer than a statement may take."""
+    text = base64.b64encode(os.urandom(750_000)).decode()
+    for number in range(60):
+        alice.submit(event(f"t{number}", payload={"text": text}))
+    for number in range(20):
+        bob.submit(event(f"t{number}", payload={"text": text * 4}))
+
+    for caller, count in ((alice, 60), (bob, 20)):
+        pages = list(caller.pages())
+
+        assert [one.type for page in pages for one in page.events] == [
+            f"t{number}" for number in reversed(range(count))
+        ]
+        assert all(len(page.events) == 1 for page in pages)
+
+
+def test_a_page_is_filled_over_several_steps_and_not_beyond(alice: Caller) -> None:
+    """Events of 90,000 characters, of which PostgreSQL measures two at a time."""
+    text = base64.b64encode(os.urandom(67_500)).decode()
+    alice.stream([[event(payload={"text": text})]] * 25)
+
+    assert [len(page.events) for page in alice.pages()] == [11, 11, 3]
 
 
 def test_a_page_of_processed_events_fits_a_message_though_each_payload_comes_twice(
