@@ -222,7 +222,8 @@ def doctor(allow_unsafe_durability: bool) -> None:
     \b
     Example: ingest-service doctor
     """
-    from ingest_service.doctor import Verdict, examine
+    from ingest_service.doctor import examine
+    from ingest_service.findings import Verdict
     from ingest_service.newcomer import as_embedded
     from worker.broker import check_broker
 

@@ -1,7 +1,6 @@
 """The gRPC server: options, credentials, services; no limit is left to a default."""
 
 import resource
-import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from ingest_service.auth import MAX_TOKEN
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
 from ingest_service.servicer import MAX_PAGE_SIZE, IngestServicer
+from ingest_service.tlsfiles import check_tls_files
 
 #: Bytes of one message; the largest event is one message of its own.
 MAX_MESSAGE_BYTES = 4 << 20
@@ -169,35 +169,10 @@ class _Certificates:
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    _check_files(settings)
+    check_tls_files(settings)
     certificates = _Certificates(settings)
     return grpc.dynamic_ssl_server_credentials(
         certificates.load(),
         certificates.reload,
         require_client_authentication=settings.tls_client_ca_file is not None,
     )
-
-
-def _check_files(settings: Settings) -> None:
-    """Raise SettingsError for a file that cannot be used: gRPC would blame the address for it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    for name in ("tls_cert_file", "tls_key_file", "tls_client_ca_file"):
-        file: Path | None = getattr(settings, name)
-        try:
-            if file is not None:
-                file.read_bytes()
-        except OSError as error:
-            # Not its name: somebody may have put the key itself there.
-            problem = f"INGEST_{name.upper()} cannot be read: {error.strerror}"
-            raise SettingsError(problem) from None
-    try:
-        context.load_cert_chain(str(settings.tls_cert_file), str(settings.tls_key_file))
-    except ssl.SSLError:
-        raise SettingsError(
-            "INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE must be a PEM certificate and its key"
-        ) from None
-    try:
-        if settings.tls_client_ca_file is not None:
-            context.load_verify_locations(cadata=settings.tls_client_ca_file.read_text())
-    except (ssl.SSLError, ValueError):
-        raise SettingsError("INGEST_TLS_CLIENT_CA_FILE must hold PEM certificates") from None

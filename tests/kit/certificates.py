@@ -14,11 +14,13 @@ from cryptography.x509.oid import NameOID
 class Authority:
     """A certificate authority that lives as long as the test."""
 
-    def __init__(self, name: str = "Test CA") -> None:
-        """Make the key and a self-signed certificate."""
+    def __init__(self, name: str = "Test CA", *, days: int = 1) -> None:
+        """Make the key and a self-signed certificate; negative days: run out."""
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._certificate = self._sign(self._name, self._key.public_key(), authority=True)
+        self._certificate = self._sign(
+            self._name, self._key.public_key(), authority=True, days=days
+        )
 
     @property
     def pem(self) -> bytes:

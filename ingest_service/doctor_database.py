@@ -1,0 +1,124 @@
+"""Looks at the database of a server and a worker."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine, select
+
+from eventstore import migrations
+from eventstore.clock import in_seconds
+from eventstore.engine import build_engine
+from eventstore.errors import StorageError, storage_errors
+from eventstore.inspection import DatabaseFacts, inspect_database, inspect_file
+from eventstore.settings import Settings, SettingsError
+from ingest_service.findings import Finding, Verdict, judged
+
+_LEAST_VERSION = 150_000
+#: Seconds that the clocks of this machine and of the database may differ.
+_CLOCK_DIFFERENCE = 2.0
+_LEAST_PARTITIONS = 2
+#: Seconds for which the oldest pending event may be due.
+_MOST_OVERDUE = 30.0
+
+
+def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> Iterator[Finding]:
+    """Yield the findings on the database that the settings name."""
+    try:
+        url = settings.require_database_url()
+        engine = build_engine(url, name="ingest-doctor", pool_size=1)
+    except (SettingsError, ValueError) as error:
+        yield Finding("database", Verdict.FAIL, str(error))
+        return
+    if engine.dialect.name == "sqlite" and not _file_of(engine).exists():
+        # To connect would make it.
+        yield Finding("database", Verdict.FAIL, "no such file: check INGEST_DATABASE_URL")
+        return
+    try:
+        # With transactions it would keep writers of SQLite waiting while it looks.
+        looking = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with storage_errors(), looking.connect() as connection:
+            asked = time.time()
+            told = connection.execute(select(in_seconds(0))).scalar_one()
+            ahead = (told - datetime.fromtimestamp(asked, UTC)).total_seconds()
+            yield Finding("database", Verdict.OK, f"{connection.dialect.name} answers")
+            yield judged(
+                "clock",
+                abs(ahead) < _CLOCK_DIFFERENCE,
+                f"{ahead:+.3f} s",
+                "run NTP on both",
+            )
+            current = migrations.is_current(connection)
+            yield judged(
+                "schema", current, "current" if current else "old",
+                "run `ingest-service migrate`", fail=True,
+            )  # fmt: skip
+            if current and connection.dialect.name == "postgresql":
+                facts = inspect_database(connection)
+                yield from judge_postgres(
+                    facts, settings, allow_unsafe_durability=allow_unsafe_durability
+                )
+            elif current:
+                yield from _file(*inspect_file(connection))
+    except StorageError as error:
+        yield Finding("database", Verdict.FAIL, f"{error}: check INGEST_DATABASE_URL")
+    finally:
+        engine.dispose()
+
+
+def _file_of(engine: Engine) -> Path:
+    """Return the file of a SQLite database, which the URL may name as an URI of its own."""
+    return Path((engine.url.database or "").removeprefix("file:"))
+
+
+def _file(journal: str, damage: str) -> Iterator[Finding]:
+    yield judged(
+        "journal", journal == "wal", journal,
+        "put the file on a local disk: without WAL readers and writers block each other",
+    )  # fmt: skip
+    yield judged(
+        "file", damage == "ok", "sound" if damage == "ok" else damage,
+        "take a copy of the file, then `sqlite3 FILE .recover`", fail=True,
+    )  # fmt: skip
+
+
+def judge_postgres(
+    facts: DatabaseFacts, settings: Settings, *, allow_unsafe_durability: bool
+) -> Iterator[Finding]:
+    """Yield the findings on the facts of a PostgreSQL server."""
+    yield judged(
+        "version", facts.version >= _LEAST_VERSION, f"{facts.version // 10_000}",
+        "use PostgreSQL 15 or later", fail=True,
+    )  # fmt: skip
+    yield judged(
+        "durability", not facts.unsafe, ", ".join(facts.unsafe) + " off" if facts.unsafe else "on",
+        "a power cut loses acknowledged events: switch it on", fail=not allow_unsafe_durability,
+    )  # fmt: skip
+    yield judged(
+        "partitions", facts.partitions_ahead >= _LEAST_PARTITIONS,
+        f"{facts.partitions_ahead} from today on", "run a worker, or `ingest-service sweep`",
+    )  # fmt: skip
+    yield judged(
+        "default partition", not facts.default_partition_used,
+        "used" if facts.default_partition_used else "empty",
+        "its rows move when their day's partition is made: run `ingest-service sweep`",
+    )  # fmt: skip
+    # One process: its readers, two writers, the health probe.
+    ours = settings.processes * (settings.read_threads + 3) + settings.worker_processes * (
+        settings.worker_threads + 2
+    )
+    free = facts.max_connections - facts.connections
+    yield judged(
+        "connections", free > ours, f"{free} free, one server and one worker take {ours}",
+        "raise max_connections",
+    )  # fmt: skip
+    yield judged(
+        "backlog", facts.overdue_seconds < _MOST_OVERDUE,
+        f"oldest pending event due for {facts.overdue_seconds:.0f} s",
+        "workers are down or behind: look at their logs, start more",
+    )  # fmt: skip
+    yield judged(
+        "role", not facts.may_create, "may create tables" if facts.may_create else "no DDL",
+        "serve and work with a role that may not (docs/threat-model.md)",
+    )  # fmt: skip

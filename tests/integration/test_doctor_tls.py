@@ -1,0 +1,105 @@
+"""`ingest-service doctor` says of TLS files what a server and its clients would make of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from tests.integration.test_doctor import examine
+from tests.kit.certificates import Authority, write
+from tests.kit.processes import Processes
+from tests.kit.server import BIN, settings_for
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.fixture
+def env(database_url: str, broker_url: str, tmp_path: Path) -> dict[str, str]:
+    """Settings of a server with mTLS, all of it in order for months."""
+    authority = Authority(days=300)
+    cert, key = write(tmp_path, *authority.issue(days=100))
+    key.chmod(0o600)
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.pem)
+    files = {"TLS_CERT_FILE": cert, "TLS_KEY_FILE": key, "TLS_CLIENT_CA_FILE": ca}
+    more = {name: str(file) for name, file in files.items()}
+    return settings_for(database_url, broker_url, **more)
+
+
+def test_tls_that_works_is_in_order(env: dict[str, str]) -> None:
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert code == 0
+    for check in ("listener", "certificate", "TLS key", "client CA"):
+        assert found[check][0] == "ok"
+
+
+def junk(name: str) -> Spoil:
+    return lambda folder: (folder / name).write_bytes(b"junk")
+
+
+def without(name: str) -> Spoil:
+    return lambda folder: (folder / name).unlink()
+
+
+def encrypted(folder: Path) -> None:
+    file = folder / "key.pem"
+    key = load_pem_private_key(file.read_bytes(), None)
+    how = BestAvailableEncryption(b"a password")
+    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how))
+
+
+@pytest.mark.parametrize(
+    "spoil, named",
+    [
+        (junk("cert.pem"), "INGEST_TLS_CERT_FILE"),
+        (junk("key.pem"), "INGEST_TLS_KEY_FILE"),
+        (junk("ca.pem"), "INGEST_TLS_CLIENT_CA_FILE"),
+        (without("cert.pem"), "INGEST_TLS_CERT_FILE"),
+        (without("key.pem"), "INGEST_TLS_KEY_FILE"),
+        (without("ca.pem"), "INGEST_TLS_CLIENT_CA_FILE"),
+        (lambda folder: write(folder, Authority().issue()[0], b""), "INGEST_TLS_KEY_FILE"),
+        (encrypted, "not encrypted"),
+    ],
+    ids=[
+        "cert junk",
+        "key junk",
+        "CA junk",
+        "no cert",
+        "no key",
+        "no CA",
+        "empty key",
+        "encrypted",
+    ],
+)
+def test_what_stops_a_server_fails_with_the_same_words(
+    env: dict[str, str], tmp_path: Path, processes: Processes, spoil: Spoil, named: str
+) -> None:
+    spoil(tmp_path)
+    code, found = examine(env, "--allow-unsafe-durability")
+    server = processes.start(BIN / "ingest-service", "serve", env=env)
+
+    assert (code, found["listener"][0]) == (1, "fail")
+    assert named in found["listener"][1]
+    assert server.wait() == 2
+    assert found["listener"][1] in server.stderr()
+
+
+@pytest.mark.parametrize("days, code, verdict", [(-1, 1, "fail"), (13, 0, "warn"), (16, 0, "ok")])
+def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_ended_fails(
+    env: dict[str, str], tmp_path: Path, days: int, code: int, verdict: str
+) -> None:
+    write(tmp_path, *Authority().issue(days=days))
+    (tmp_path / "ca.pem").write_bytes(Authority(days=days).pem)
+    ended, found = examine(env, "--allow-unsafe-durability")
+
+    assert ended == code
+    for check in ("certificate", "client CA"):
+        assert found[check][0] == verdict
+        assert ("renew it" in found[check][1]) == (verdict != "ok")
