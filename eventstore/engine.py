@@ -35,6 +35,7 @@ _KEYED_OPTIONS = (
     "plan_cache_mode=force_generic_plan",
 )
 _SQLITE_BUSY_SECONDS = 5.0
+_IN_MEMORY = (None, "", ":memory:", "file::memory:")
 #: Whose turn it is to write, by database file.
 _TURNS: dict[str, threading.Lock] = {}
 
@@ -67,6 +68,7 @@ def build_engine(
     `name` shows in pg_stat_activity. `keyed` is for connections whose every statement looks rows
     up by key; without it PostgreSQL reads whole partitions for the 500 rows of a group.
     `guarded` limits the time of a statement; migrations go without.
+    Raises SettingsError for a database in memory.
     """
     parsed = normalise_url(url)
     # JSON passes through as text, in both directions: it is parsed once, at the edge.
@@ -113,8 +115,12 @@ def build_engine(
 
 
 def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    if url.database in _IN_MEMORY or url.query.get("mode") == "memory":
+        raise SettingsError(
+            "INGEST_DATABASE_URL must name a file: each connection would have a database of its own"
+            " in memory"
+        )
+    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url,
         pool_size=pool_size,

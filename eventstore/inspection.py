@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-#: What must be on for "committed" to mean "survives a power cut" (PostgreSQL manual, 20.5).
+#: What must be on for "committed" to mean "survives a power cut" (PostgreSQL manual, 20.5). Our
+#: connections switch synchronous_commit on for themselves, whatever is set for server, database and
+#: role; off here means that something in between keeps them from it.
 _DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
 
 
@@ -24,8 +26,10 @@ class DatabaseFacts:
     default_partition_used: bool
     #: Seconds for which the oldest pending event has been due, 0 when none is.
     overdue_seconds: float
-    #: Whether our role may create tables, which serving and working do not need.
+    #: Whether our role may create tables, and change or drop ours, for which it need only have the
+    #: rights of their owner. Serving and working need neither.
     may_create: bool
+    owns_tables: bool
 
 
 def inspect_file(connection: Connection) -> tuple[str, str]:
@@ -54,7 +58,11 @@ def inspect_database(connection: Connection) -> DatabaseFacts:
                EXISTS (SELECT FROM events_default) AS default_partition_used,
                (SELECT greatest(0, coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0))
                 FROM events WHERE status = 1)::float8 AS overdue_seconds,
-               has_schema_privilege(current_schema(), 'CREATE') AS may_create
+               has_schema_privilege(current_schema(), 'CREATE') AS may_create,
+               EXISTS (SELECT FROM pg_class
+                       WHERE oid IN ('users'::regclass, 'events'::regclass,
+                                     'idempotency_keys'::regclass)
+                         AND pg_has_role(relowner, 'USAGE')) AS owns_tables
         """)
     ).one()
     return DatabaseFacts(unsafe=unsafe, **row._mapping)  # noqa: SLF001  # public in spite of its name

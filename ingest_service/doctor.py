@@ -14,7 +14,6 @@ from ingest_service.revocation import Revocations
 #: Open files: one for each connection, and some.
 _LEAST_FILES = 4_096
 
-
 #: Returns what is wrong with the broker, empty for nothing; raises when it does not answer.
 BrokerCheck = Callable[[str], str]
 
@@ -23,6 +22,9 @@ def examine(
     settings: Settings, check_broker: BrokerCheck, *, allow_unsafe_durability: bool
 ) -> Iterator[Finding]:
     """Yield the findings, one for each check."""
+    if unknown := settings.unknown():
+        text = f"{', '.join(unknown)}: no such setting, the README lists them"
+        yield Finding("settings", Verdict.WARN, text)
     yield from examine_database(settings, allow_unsafe_durability=allow_unsafe_durability)
     yield _retention(settings)
     yield _broker(settings, check_broker)

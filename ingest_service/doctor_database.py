@@ -118,7 +118,8 @@ def judge_postgres(
         f"oldest pending event due for {facts.overdue_seconds:.0f} s",
         "workers are down or behind: look at their logs, start more",
     )  # fmt: skip
+    rights = ["may create tables"] * facts.may_create + ["owns the tables"] * facts.owns_tables
     yield judged(
-        "role", not facts.may_create, "may create tables" if facts.may_create else "no DDL",
+        "role", not rights, " and ".join(rights) or "no DDL",
         "serve and work with a role that may not (docs/threat-model.md)",
     )  # fmt: skip

@@ -126,10 +126,24 @@ def waiting_messages(broker: dramatiq.Broker, queue: str) -> int:
 
 
 def check_broker(url: str) -> str:
-    """Return what is wrong with a broker, or nothing; raises what its client raises."""
+    """Return what is wrong with a broker, or nothing; raises what its client raises.
+
+    SettingsError for a Redis that is full.
+    """
     broker = build_broker(url)
+    if isinstance(broker, StubBroker):
+        return (
+            "stub:// delivers nothing to other processes, and events wait for the sweeper: set"
+            " INGEST_BROKER_URL to redis://, rediss:// or amqp://"
+        )
     broker.declare_queue(QUEUE)
-    waiting_messages(broker, QUEUE)
+    try:
+        waiting_messages(broker, QUEUE)
+    except redis.OutOfMemoryError:
+        raise SettingsError(
+            "Redis is full and takes no messages, events wait for the sweeper: raise its maxmemory,"
+            " or see what else fills it"
+        ) from None
     if isinstance(broker, RedisBroker):
         memory: Any = broker.client.info("memory")
         if memory.get("maxmemory") and memory.get("maxmemory_policy") != "noeviction":

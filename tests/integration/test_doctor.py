@@ -12,11 +12,17 @@ import redis
 from sqlalchemy import text
 
 from eventstore import migrations
+from eventstore.inspection import DatabaseFacts
+from eventstore.settings import Settings
+from ingest_service.doctor_database import judge_postgres
 from tests.integration.test_partitions import NOW, day
 from tests.kit.rows import add
 from tests.kit.server import BIN, closing_engine, running, settings_for
 from tests.kit.services import start_redis
 from tests.kit.tokens import SECRET
+
+#: Plants for processes, such as a wall clock that is off.
+INJECT = Path(__file__).parents[1] / "faults" / "inject"
 
 
 def examine(
@@ -163,6 +169,100 @@ def test_few_open_files_are_a_warning(env: dict[str, str], files: str, verdict: 
     assert (code, found["open files"][0]) == (0, verdict)
     assert found["open files"][1].partition(":")[0] == files
     assert ("ulimit -n" in found["open files"][1]) == (verdict == "warn")
+
+
+def test_a_full_redis_is_called_full(env: dict[str, str]) -> None:
+    server = start_redis()
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.set("what else there is", b"x" * (8 << 20))
+            client.config_set("maxmemory", "4mb")
+        code, found = examine(env | {"INGEST_BROKER_URL": server.url}, "--allow-unsafe-durability")
+    finally:
+        server.remove()
+
+    assert (code, found["broker"][0]) == (1, "fail")
+    assert "maxmemory" in found["broker"][1]
+    assert "INGEST_BROKER_URL" not in found["broker"][1]
+
+
+def test_a_broker_that_delivers_nothing_is_a_warning(env: dict[str, str]) -> None:
+    code, found = examine(env | {"INGEST_BROKER_URL": "stub://"}, "--allow-unsafe-durability")
+
+    assert (code, found["broker"][0]) == (0, "warn")
+    assert "delivers nothing" in found["broker"][1]
+
+
+def test_a_misspelt_setting_is_a_warning(env: dict[str, str]) -> None:
+    assert "settings" not in examine(env, "--allow-unsafe-durability")[1]
+
+    code, found = examine(env | {"INGEST_READ_THREAD": "9"}, "--allow-unsafe-durability")
+    assert (code, found["settings"][0]) == (0, "warn")
+    assert "INGEST_READ_THREAD" in found["settings"][1]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///:memory:", "sqlite:///s.db?mode=memory&uri=true"],
+)
+def test_a_database_in_memory_fails(url: str) -> None:
+    code, found = examine({"INGEST_DATABASE_URL": url, "INGEST_JWT_SECRET": SECRET})
+
+    assert (code, found["database"][0]) == (1, "fail")
+    assert "must name a file" in found["database"][1]
+
+
+@pytest.mark.parametrize("seconds, verdict", [("-60", "warn"), ("60", "warn"), ("0.1", "ok")])
+def test_a_clock_that_is_off_is_a_warning(env: dict[str, str], seconds: str, verdict: str) -> None:
+    env |= {"PYTHONPATH": str(INJECT), "FAULTS_PLANT": f"skew={seconds}"}
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert (code, found["clock"][0]) == (0, verdict)
+    assert ("run NTP" in found["clock"][1]) == (verdict == "warn")
+    if verdict == "warn":
+        # The other way round: how far ahead the database is.
+        assert float(found["clock"][1].partition(" s")[0]) == pytest.approx(-float(seconds), abs=5)
+
+
+def test_fewer_connections_than_are_taken_are_a_warning(env: dict[str, str]) -> None:
+    assert examine(env, "--allow-unsafe-durability")[1]["connections"][0] == "ok"
+
+    env |= {"INGEST_PROCESSES": "64", "INGEST_READ_THREADS": "64"}
+    code, found = examine(env, "--allow-unsafe-durability")
+    assert (code, found["connections"][0]) == (0, "warn")
+    assert "raise max_connections" in found["connections"][1]
+
+
+@pytest.mark.parametrize("version, verdict", [(140_019, "fail"), (150_000, "ok")])
+def test_an_old_postgresql_fails(version: int, verdict: str) -> None:
+    """None is here to be asked, so this asks what is made of its number."""
+    facts = DatabaseFacts(
+        version=version,
+        unsafe=(),
+        max_connections=100,
+        connections=1,
+        partitions_ahead=8,
+        default_partition_used=False,
+        overdue_seconds=0.0,
+        may_create=False,
+        owns_tables=False,
+    )
+    findings = judge_postgres(facts, Settings.load(), allow_unsafe_durability=False)
+
+    (found,) = (finding for finding in findings if finding.check == "version")
+    assert found.verdict.value == verdict
+    assert ("PostgreSQL 15" in found.text) == (verdict == "fail")
+
+
+def test_a_file_without_a_journal_for_readers_is_a_warning(tmp_path: Path) -> None:
+    """On a file system that can share no memory, such as some of the network, there is no WAL."""
+    file = tmp_path / "ingest.db"
+    migrations.upgrade(f"sqlite:///file:{file}?vfs=unix-none&uri=true")
+    url = f"sqlite:///file:{file}?vfs=unix-none&uri=true"
+    code, found = examine({"INGEST_DATABASE_URL": url, "INGEST_JWT_SECRET": SECRET})
+
+    assert (code, found["journal"][0]) == (0, "warn")
+    assert "local disk" in found["journal"][1]
 
 
 def test_an_old_schema_fails(env: dict[str, str], database_url: str) -> None:

@@ -1,12 +1,14 @@
 """Servers and workers run as a role that may do what they do, and nothing else."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg2
 import pytest
+from psycopg2.errors import InsufficientPrivilege
 from sqlalchemy import Engine, insert, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
@@ -110,6 +112,36 @@ def test_doctor_as_the_role_sees_everything_and_finds_no_rights_too_many(
 
     assert (code, found["role"]) == (0, ("ok", "no DDL"))
     assert found["default partition"] == ("ok", "empty")
+
+
+def test_doctor_warns_of_the_owner_of_the_tables_though_it_may_create_none(
+    database_url: str, broker_url: str
+) -> None:
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT FROM pg_roles WHERE rolname = 'ingest_owner'")
+        if cursor.fetchone() is None:
+            cursor.execute("CREATE ROLE ingest_owner LOGIN")
+        for table in ("users", "events", "events_default", "idempotency_keys", "alembic_version"):
+            cursor.execute(f"ALTER TABLE {table} OWNER TO ingest_owner")
+        cursor.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        connection.commit()
+    url = make_url(database_url).set(username="ingest_owner", password=None)
+    env = settings_for(url.render_as_string(hide_password=False), broker_url)
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert (code, found["role"][0]) == (0, "warn")
+    assert found["role"][1].startswith("owns the tables:")
+
+
+@pytest.mark.parametrize("call", ["ingest_ensure_partitions(7)", "ingest_drop_partitions(1)"])
+def test_a_role_that_is_not_named_may_not_keep_partitions(database_url: str, call: str) -> None:
+    """The functions act with the rights of their owner."""
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE ROLE ingest_stranger")
+        cursor.execute("GRANT USAGE ON SCHEMA public TO ingest_stranger")
+        cursor.execute("SET ROLE ingest_stranger")
+        with pytest.raises(InsufficientPrivilege, match=call.partition("(")[0]):
+            cursor.execute(f"SELECT {call}")
 
 
 def test_the_role_can_keep_partitions_and_retention(as_application: Engine) -> None:
