@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from eventstore import migrations
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
+from eventstore.errors import storage_errors
 from eventstore.settings import Settings
 from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier, build_key_source
@@ -69,7 +70,8 @@ async def serve(
 async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
     """Run server, worker and sweeper in this process, on SQLite in the data directory."""
     url = f"sqlite:///{database_file(settings.data_dir)}"
-    migrations.upgrade(url)
+    with storage_errors():
+        migrations.upgrade(url)
     engine = build_engine(url, name="ingest-worker", pool_size=settings.worker_threads + 2)
     broker = build_broker("stub://")
     Runtime(settings, engine, broker).install()

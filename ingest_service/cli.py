@@ -57,7 +57,7 @@ def dev() -> None:
     \b
     Example: INGEST_LISTEN=127.0.0.1:50051 INGEST_DATA_DIR=./data ingest-service dev
     """
-    from ingest_service.newcomer import greet, own_secret
+    from ingest_service.newcomer import greet, make_data_dir, own_secret
 
     settings = Settings.load(reflection=True)
     if settings.tls_cert_file is not None:
@@ -67,10 +67,7 @@ def dev() -> None:
             f"`dev` speaks no TLS and {settings.listen} is not loopback: set INGEST_LISTEN to"
             " 127.0.0.1 and a port, or INGEST_PLAINTEXT=true where TLS ends in front of it"
         )
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"set INGEST_DATA_DIR to a folder: {error.strerror}") from None
+    make_data_dir(settings.data_dir)
     if settings.jwt_secret is None and settings.jwt_algorithm == "HS256":
         settings = Settings.load(reflection=True, jwt_secret=own_secret(settings.data_dir))
     configure_logs(settings.log_level)
@@ -176,10 +173,10 @@ def token(subject: str, email: str, scopes: tuple[str, ...], ttl_seconds: int) -
     Example: ingest-service token --subject alice --email alice@example.org --ttl 8h
     """
     from ingest_service.auth import issue_token
-    from ingest_service.newcomer import own_secret, secret_file
+    from ingest_service.newcomer import is_kept, own_secret, secret_file
 
     settings = Settings.load()
-    if settings.jwt_secret is None and secret_file(settings.data_dir).exists():
+    if settings.jwt_secret is None and is_kept(secret_file(settings.data_dir)):
         settings = Settings.load(jwt_secret=own_secret(settings.data_dir))
     if ttl_seconds > settings.jwt_max_ttl_seconds:
         raise click.UsageError(
@@ -215,7 +212,7 @@ def sweep() -> None:
     help="Only warn when PostgreSQL's durability is switched off.",
 )
 def doctor(allow_unsafe_durability: bool) -> None:
-    """Check database, broker, keys, clocks and limits; exit code 1 when a check fails.
+    """Check database, broker, keys, certificates, clocks and limits; exit code 1 for a failure.
 
     Where neither database nor broker are set, it looks at what `dev` keeps in the data directory.
 

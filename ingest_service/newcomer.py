@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
-from eventstore.settings import Settings
+from eventstore.settings import MIN_JWT_SECRET_BYTES, Settings, SettingsError
 from ingest_service.auth import issue_token
 from ingest_service.probe import reachable
 
 _TOKEN_HOURS = 24
+#: How every SQLite database begins that holds anything.
+_SQLITE = b"SQLite format 3\0"
 
 
 def _buf() -> str:
@@ -29,20 +31,72 @@ def secret_file(data_dir: Path) -> Path:
 
 
 def own_secret(data_dir: Path) -> str:
-    """Return the secret in the data directory, made at the first start."""
+    """Return the secret in the data directory, made at the first start.
+
+    Raises SettingsError when it cannot be made or read, or is none.
+    """
     file = secret_file(data_dir)
-    if not file.exists():
-        # Complete or not there at all, whatever happens meanwhile.
-        new = file.with_suffix(".new")
-        with os.fdopen(os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w") as opened:
-            opened.write(secrets.token_urlsafe(48))
-        new.rename(file)
-    return file.read_text().strip()
+    try:
+        if not file.exists():
+            # Complete or not there at all, whatever happens meanwhile.
+            new = file.with_suffix(".new")
+            flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
+            with os.fdopen(os.open(new, flags, 0o600), "w") as opened:
+                opened.write(secrets.token_urlsafe(48))
+            new.rename(file)
+        secret = file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise SettingsError(
+            f"jwt_secret in INGEST_DATA_DIR cannot be read: {error.strerror}; or set"
+            " INGEST_JWT_SECRET"
+        ) from None
+    except UnicodeDecodeError:
+        secret = ""
+    if len(secret) < MIN_JWT_SECRET_BYTES:
+        raise SettingsError(
+            "jwt_secret in INGEST_DATA_DIR is no secret that `dev` made: delete it, and the next"
+            " start makes one; or set INGEST_JWT_SECRET"
+        )
+    return secret
+
+
+def is_kept(file: Path) -> bool:
+    """Whether a file of the data directory is there; SettingsError where that may not be known."""
+    try:
+        return file.exists()
+    except OSError as error:
+        raise SettingsError(f"INGEST_DATA_DIR cannot be looked into: {error.strerror}") from None
 
 
 def database_file(data_dir: Path) -> Path:
     """Return where the data directory keeps its database."""
     return data_dir.resolve() / "ingest.db"
+
+
+def make_data_dir(data_dir: Path) -> None:
+    """Make the data directory and the file of its database, for this user alone, if need be.
+
+    SQLite gives its other files the mode of that one. Raises SettingsError when they cannot be
+    made or used.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"set INGEST_DATA_DIR to a folder: {error.strerror}") from None
+    try:
+        with os.fdopen(
+            os.open(database_file(data_dir), os.O_CREAT | os.O_RDWR, 0o600), "rb"
+        ) as opened:
+            begins = opened.read(len(_SQLITE))
+    except OSError as error:
+        raise SettingsError(
+            f"ingest.db in INGEST_DATA_DIR cannot be opened: {error.strerror}"
+        ) from None
+    if begins not in {b"", _SQLITE}:
+        raise SettingsError(
+            "ingest.db in INGEST_DATA_DIR is no SQLite database: move it away, or set"
+            " INGEST_DATA_DIR to another folder"
+        )
 
 
 def as_embedded(settings: Settings) -> Settings:
@@ -53,12 +107,12 @@ def as_embedded(settings: Settings) -> Settings:
     if (
         settings.database_url
         or settings.broker_url
-        or not database_file(settings.data_dir).exists()
+        or not is_kept(database_file(settings.data_dir))
     ):
         return settings
     more = {"database_url": f"sqlite:///{database_file(settings.data_dir)}"}
     uses_secret = settings.jwt_algorithm == "HS256" and settings.jwt_secret is None
-    if uses_secret and secret_file(settings.data_dir).exists():
+    if uses_secret and is_kept(secret_file(settings.data_dir)):
         more["jwt_secret"] = own_secret(settings.data_dir)
     return Settings.load(**more)
 

@@ -69,6 +69,8 @@ def test_scopes_and_life_of_a_token_can_be_chosen() -> None:
         (["token", "--subject", "x", "--ttl", "1y"], {"JWT_SECRET": SECRET}, "--ttl"),
         (["token", "--subject", "x", "--ttl", "400d"], {"JWT_SECRET": SECRET}, "--ttl"),
         (["token", "--subject", "x"], {"JWT_SECRET": "short"}, "INGEST_JWT_SECRET"),
+        (["token", "--subject", "x"], {"DATA_DIR": "x" * 300}, "INGEST_"),
+        (["dev"], {"DATA_DIR": "x" * 300}, "INGEST_DATA_DIR"),
         (["serve"], {}, "INGEST_DATABASE_URL"),
         (["serve"], {"DATABASE_URL": "sqlite:///x.db"}, "INGEST_BROKER_URL"),
         (["worker"], {}, "INGEST_DATABASE_URL"),

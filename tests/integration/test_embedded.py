@@ -3,9 +3,10 @@
 import json
 import re
 import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,72 @@ def test_what_was_acknowledged_survives_a_kill_and_is_processed_after_the_next_s
         eventually(lambda: survivor.counts() == {"PROCESSED": len(ids)}, timeout=30)
         stored = {one.event_id for page in survivor.pages(page_size=1_000) for one in page.events}
     assert stored == set(ids)
+
+
+def test_what_is_stored_can_be_read_by_its_user_alone(dev: Service, env: dict[str, str]) -> None:
+    newcomer(dev).submit(event())
+    folder = Path(env["INGEST_DATA_DIR"])
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {"ingest.db", "ingest.db-wal", "ingest.db-shm", "jwt_secret"} <= modes.keys()
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_folder_that_was_there_keeps_its_mode_and_what_is_made_in_it_is_ones_own(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    with running(tmp_path / "dev", env, "dev"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+        assert stat.S_IMODE((folder / "ingest.db").stat().st_mode) == 0o600
+
+
+def as_folder(file: Path) -> None:
+    file.mkdir()
+
+
+def as_binary(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00" * 20)
+
+
+def as_nothing(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "command, name, spoil",
+    [
+        ("dev", "jwt_secret", as_binary),
+        ("dev", "jwt_secret", as_folder),
+        ("dev", "jwt_secret", as_nothing),
+        ("dev", "ingest.db", as_binary),
+        ("dev", "ingest.db", as_folder),
+        ("token", "jwt_secret", as_binary),
+        ("token", "jwt_secret", as_folder),
+        ("token", "jwt_secret", as_nothing),
+    ],
+)
+def test_a_spoilt_data_directory_is_one_line_and_exit_code_2(
+    tmp_path: Path,
+    env: dict[str, str],
+    command: str,
+    name: str,
+    spoil: Callable[[Path], None],
+) -> None:
+    (tmp_path / "data").mkdir()
+    spoil(tmp_path / "data" / name)
+    arguments = ["--subject", "x"] if command == "token" else []
+    ended = subprocess.run(
+        [BIN / "ingest-service", command, *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"Error: {name} in INGEST_DATA_DIR ")
+    assert len(ended.stderr.splitlines()) == 1
