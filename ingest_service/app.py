@@ -145,7 +145,7 @@ async def _server(
         limits,
         offload,
     )
-    health = Health(lambda: prober.read(_is_ready, clock))
+    health = Health(lambda: prober.read("", _is_ready, clock))
     calls = OpenCalls()
     verifier = TokenVerifier(settings, keys, revocations)
     gate = Gate(verifier, calls, answers, settings)

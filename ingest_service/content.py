@@ -100,7 +100,7 @@ class ContentReader:
 
         while True:
             await self._answers.reserve(context, user_id, room)
-            found = await self._reader.read(read, room)
+            found = await self._reader.read(user_id, read, room)
             if not isinstance(found, _TooLarge):
                 return found
             room = found.size

@@ -4,73 +4,61 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from ingest_service.errors import Overloaded
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Offload:
-    """Some threads, and how much may wait for them."""
+    """Some threads, and how much may wait for them.
+
+    A user who asks for much leaves one thread to everybody else, or where there is only one takes
+    turns with them, and leaves half of the places to wait.
+    """
 
     def __init__(self, name: str, *, threads: int, waiting: int) -> None:
         """Take the number of threads, and of calls that each may have waiting."""
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._free = threads * waiting
-        #: Of one user half of it may wait, so that others find room.
-        self._most_of_one = max(1, self._free // 2)
-        self._waiting: Counter[str] = Counter()
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._calls_each = max(1, self._free // 2)
+        self._threads_each = max(1, threads - 1)
+        #: Of each user with a call that waits or runs: how many, and what its threads are.
+        self._calls: Counter[str] = Counter()
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, user_id: str, function: Callable[[], T]) -> T:
         """Run a function in a thread; raises Overloaded when too many wait, and what it raises."""
-        if self._free == 0:
+        if self._free == 0 or self._calls[user_id] >= self._calls_each:
             raise Overloaded
         self._free -= 1
-        return await asyncio.shield(self._start(lambda: function(*args, **kwargs)))
-
-    async def run_for(
-        self, user_id: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """Do the same for a user, one call after the other, so that users take turns.
-
-        Raises Overloaded as well when too many of this user wait.
-        """
-        if self._free == 0 or self._waiting[user_id] >= self._most_of_one:
-            raise Overloaded
-        self._free -= 1
-        self._waiting[user_id] += 1
-        turn = self._turns.setdefault(user_id, asyncio.Lock())
+        self._calls[user_id] += 1
+        turns = self._turns.setdefault(user_id, asyncio.Semaphore(self._threads_each))
         try:
-            await turn.acquire()
-        except asyncio.CancelledError:
-            self._free += 1
+            await turns.acquire()
+            future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+        except BaseException:
             self._leave(user_id)
             raise
-        future = self._start(lambda: function(*args, **kwargs))
-        future.add_done_callback(lambda _future: turn.release())
-        future.add_done_callback(lambda _future: self._leave(user_id))
+
+        def leave(future: "asyncio.Future[T]") -> None:
+            turns.release()
+            self._leave(user_id)
+            if not future.cancelled():
+                # Whoever left early does not look at it.
+                future.exception()
+
+        # When the thread is done, not when the caller is: it may leave early.
+        future.add_done_callback(leave)
         return await asyncio.shield(future)
 
     def close(self) -> None:
         """Let running calls end and take no more."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        future = asyncio.get_running_loop().run_in_executor(self._executor, function)
-        # Counted when the thread is done, not when the caller is: it may leave early.
-        future.add_done_callback(self._release)
-        return future
-
-    def _release(self, future: "asyncio.Future[T]") -> None:
-        self._free += 1
-        if not future.cancelled():
-            # Whoever left early does not look at it.
-            future.exception()
-
     def _leave(self, user_id: str) -> None:
-        self._waiting[user_id] -= 1
-        if not self._waiting[user_id]:
-            del self._waiting[user_id], self._turns[user_id]
+        self._free += 1
+        self._calls[user_id] -= 1
+        if not self._calls[user_id]:
+            del self._calls[user_id], self._turns[user_id]

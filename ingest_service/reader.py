@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Reads that may wait for each thread; more would only make all of them late.
-_WAITING_PER_THREAD = 32
+_WAITING_PER_THREAD = 64
 #: Seconds that a caller waits in all, in the queue and for the database.
 _LONGEST_WAIT = 6.0
 
@@ -32,18 +32,19 @@ class Reader:
 
     async def read(
         self,
+        user_id: str,
         query: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Run `query(connection, ...)` in a thread.
+        """Run `query(connection, ...)` in a thread, for this user.
 
         Raises Overloaded when too many wait already, StorageUnavailable when the database does
         not answer.
         """
         try:
             async with asyncio.timeout(_LONGEST_WAIT):
-                return await self._threads.run(lambda: self._run(query, *args, **kwargs))
+                return await self._threads.run(user_id, lambda: self._run(query, *args, **kwargs))
         except TimeoutError:
             log.warning("storage_unavailable", error="no answer in time")
             raise StorageUnavailable from None

@@ -155,7 +155,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         event_id: str | None = request.event_id.lower()
         if lookup == "idempotency_key":
             event_id = await self._reader.read(
-                reading.find_event_id, user_id, request.idempotency_key
+                user_id, reading.find_event_id, user_id, request.idempotency_key
             )
         if event_id is None:
             raise EventNotFound
@@ -214,7 +214,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         )
         if violations:
             raise FieldInvalid(violations)
-        counts, truncated = await self._reader.read(reading.count_events, user_id, filters)
+        counts, truncated = await self._reader.read(user_id, reading.count_events, user_id, filters)
         return pb.GetEventCountsResponse(
             counts=[
                 pb.StatusCount(status=event_pb2.EventStatus.ValueType(int(status)), count=count)
@@ -268,7 +268,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 
         try:
             if len(wire) > _LARGE:
-                return await self._offload.run_for(user.id, decode)
+                return await self._offload.run(user.id, decode)
             return decode()
         except FieldInvalid:
             # Bad events cost what good ones do, or they would be a way around the limits.

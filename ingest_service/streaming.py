@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -118,7 +119,9 @@ class StreamIntake:
         while self._gathered or self._parsed:
             await self._advance()
         for piece in cut(wire, _MOST_EVENTS):
-            rows, refused = await self._offload.run_for(self._user.id, self._decode_piece, piece)
+            rows, refused = await self._offload.run(
+                self._user.id, partial(self._decode_piece, piece)
+            )
             # Whoever else waits for the same may have been quicker: looked at again at the end.
             while (full := self._events_under_way >= _MOST_UNDER_WAY) or not self._intake.has_room:
                 if full:
