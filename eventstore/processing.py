@@ -109,7 +109,9 @@ def take_due(
 ) -> list[DueEvent]:
     """Take PENDING rows whose time has passed, longest overdue first, to dispatch them again.
 
-    Leases that ran out end here. A row with no attempt left becomes FAILED and is not returned.
+    Leases that ran out end here. A row whose last attempt did not finish is returned once more,
+    with `max_attempts` attempts; when that one does not finish either, it becomes FAILED and is
+    not returned.
     A row that is returned becomes due again after `again_after` seconds, should its message be
     lost. Rows that were never attempted are left to their messages until they are overdue by
     `patience` seconds.
@@ -128,8 +130,8 @@ def take_due(
     taken = [
         DueEvent(EventKey(row.user_id, row.id), row.attempts) for row in connection.execute(due)
     ]
-    exhausted = [event for event in taken if event.attempts >= max_attempts]
-    remaining = [event for event in taken if event.attempts < max_attempts]
+    exhausted = [event for event in taken if event.attempts > max_attempts]
+    remaining = [event for event in taken if event.attempts <= max_attempts]
     bulk(connection).end_leases(connection, [event.key for event in remaining], again_after)
     for event in exhausted:
         connection.execute(

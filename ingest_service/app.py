@@ -75,7 +75,7 @@ async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None])
     engine = build_engine(url, name="ingest-worker", pool_size=settings.worker_threads + 2)
     broker = build_broker("stub://")
     Runtime(settings, engine, broker).install()
-    # Dramatiq's command line does this for its processes; it starts the sweeper and the time limit.
+    # Dramatiq's command line does this for its processes; it starts the sweeper.
     broker.emit_after("process_boot")
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=100)
     worker.start()

@@ -1,10 +1,11 @@
 """Processes groups of events against the database: the two paths of an event to its final state.
 
-First delivery: one transaction reads, processes, writes back and commits, and counts no attempt
-unless an event fails. Recovery: the claim is committed first, as a counted attempt under a lease,
-so that a worker which dies takes the attempt with it.
+First delivery: events are read, processed and written back, which counts no attempt unless an event
+fails. Recovery: the claim is committed first, as a counted attempt under a lease, so that a worker
+which dies takes the attempt with it. No transaction is open while an enricher works.
 """
 
+import os
 import random
 import time
 import uuid
@@ -16,9 +17,11 @@ from sqlalchemy import Connection, Engine
 
 from eventstore import processing
 from eventstore.clock import DatabaseClock
+from eventstore.engine import reading
 from eventstore.errors import PermanentStorageError, TransientStorageError, storage_errors
 from eventstore.values import EventKey, EventStatus, Finished, PendingEvent, Postponed
 from worker.pipeline import Enricher, process
+from worker.solitude import Solitude
 from worker.timelimit import OutOfTime, TimeLimit
 
 log = structlog.get_logger()
@@ -26,20 +29,16 @@ log = structlog.get_logger()
 #: Events of one recovery transaction at the first attempt; from the second on each stands alone.
 RECOVERY_ROWS = 100
 #: Part of the lease that the pipeline may take, so that a lease is never outlived knowingly, and
-#: the most seconds: PostgreSQL ends a transaction that idles for ten.
+#: the most seconds: a message's other events wait as long.
 _TIME_SHARE = 2 / 3
 _MOST_SECONDS = 8.0
+#: Part of the lease that an enricher has to end when it is told to.
+_GRACE_SHARE = 1 / 12
+#: Enrichers that never returned, beyond which the process ends: each keeps a thread.
+_MOST_STUCK = 100
 #: Seconds of the longest back-off.
 _MAX_BACKOFF = 60.0
-
-
-class _EventFailure(Exception):
-    """One event ran out of time; carries the event, for the transaction is lost."""
-
-    def __init__(self, event: PendingEvent, reason: str) -> None:
-        super().__init__(reason)
-        self.event = event
-        self.reason = reason
+_UNSTORABLE = "the result cannot be stored"
 
 
 class Processor:
@@ -59,28 +58,37 @@ class Processor:
         self._max_attempts = max_attempts
         self._lease_seconds = lease_seconds
         self._clock = DatabaseClock()
-        #: For the pipeline of one message; it takes effect once somebody starts it.
-        self.limit = TimeLimit(min(lease_seconds * _TIME_SHARE, _MOST_SECONDS))
+        self._solitude = Solitude()
+        #: For the pipeline of one message.
+        self._limit = TimeLimit(
+            min(lease_seconds * _TIME_SHARE, _MOST_SECONDS),
+            grace_seconds=lease_seconds * _GRACE_SHARE,
+        )
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether an event is tried alone, or waits until the others are done for that."""
+        return self._solitude.is_claimed
 
     def first_delivery(self, keys: Sequence[EventKey]) -> None:
-        """Process the events that nobody has attempted yet, in one transaction.
+        """Process the events that nobody has attempted yet.
 
         Raises TransientStorageError when the database is away; the sweeper finds the events.
         """
-        try:
-            self._deliver(keys)
-        except TransientStorageError:
-            # Mostly a connection that died while it was idle; asking each one before use would
-            # cost every message a round trip.
-            self._deliver(keys)
+        with self._solitude.beside_others():
+            try:
+                self._deliver(keys)
+            except TransientStorageError:
+                # Mostly a connection that died while it was idle; asking each one before use would
+                # cost every message a round trip.
+                self._deliver(keys)
 
     def _deliver(self, keys: Sequence[EventKey]) -> None:
         try:
-            with storage_errors(), self._engine.begin() as connection:
+            with storage_errors(), reading(self._engine) as connection:
                 self._synchronise(connection)
-                self._complete(connection, processing.waiting(connection, keys), token=None)
-        except _EventFailure as failure:
-            self._note(failure.event, failure.reason, token=None)
+                found = processing.waiting(connection, keys)
+            self._complete(found, token=None)
         except PermanentStorageError:
             if len(keys) == 1:
                 self._note_unstorable(keys[0])
@@ -92,14 +100,18 @@ class Processor:
     def recover(self, keys: Sequence[EventKey], *, attempts: int) -> None:
         """Process events that were left over, as attempt number `attempts` + 1.
 
-        What is not begun within the time of a lease is left to the next sweep.
+        What is not begun within the time of a lease is left to the next sweep. An event whose last
+        attempt did not finish, perhaps because another one crashed the process, is tried once more
+        while nothing else is tried in this process.
         """
         size = RECOVERY_ROWS if attempts == 0 else 1
+        is_extra = attempts >= self._max_attempts
         until = time.monotonic() + self._lease_seconds
         for start in range(0, len(keys), size):
             if time.monotonic() > until:
                 break
-            self._recover_group(keys[start : start + size], attempts)
+            with self._solitude.alone() if is_extra else self._solitude.beside_others():
+                self._recover_group(keys[start : start + size], attempts)
 
     def _recover_group(self, keys: Sequence[EventKey], attempts: int) -> None:
         token = str(uuid.uuid4())
@@ -112,44 +124,60 @@ class Processor:
 
     def _finish_held(self, held: Sequence[PendingEvent], token: str) -> None:
         try:
-            with storage_errors(), self._engine.begin() as connection:
-                self._complete(connection, held, token=token)
-        except _EventFailure as failure:
-            self._note(failure.event, failure.reason, token=token)
+            self._complete(held, token=token)
         except PermanentStorageError:
             if len(held) == 1:
-                self._note(held[0], "the result cannot be stored", token=token)
+                self._note_unstorable_held(held[0], token)
             else:
                 for event in held:
                     self._finish_held([event], token)
 
-    def _complete(
-        self, connection: Connection, events: Sequence[PendingEvent], *, token: str | None
-    ) -> None:
-        """Run the pipeline over claimed events and write all results back."""
+    def _complete(self, events: Sequence[PendingEvent], *, token: str | None) -> None:
+        """Run the pipeline over events and write all results back."""
         if not events:
             return
-        finished: list[Finished] = []
-        postponed: list[Postponed] = []
-        event, now = events[0], self._clock.now()
-        try:
-            # Statements have time limits of their own, and nothing may strike in the driver.
-            with self.limit.limited():
-                for event in events:
-                    outcome = self._processed(event, now, counted=token is not None)
-                    if isinstance(outcome, Finished):
-                        finished.append(outcome)
-                    else:
-                        postponed.append(outcome)
-        except OutOfTime:
-            raise _EventFailure(event, "processing ran out of time") from None
-        written = processing.finish(connection, finished, token)
-        processing.postpone(connection, postponed, token)
+        outcomes = self._outcomes(events, counted=token is not None)
+        finished = [outcome for outcome in outcomes if isinstance(outcome, Finished)]
+        postponed = [outcome for outcome in outcomes if isinstance(outcome, Postponed)]
+        with storage_errors(), self._engine.begin() as connection:
+            written = processing.finish(connection, finished, token)
+            processing.postpone(connection, postponed, token)
         for result in finished:
             if result.status is not EventStatus.PROCESSED:
                 name = f"event_{result.status.name.lower()}"
                 log.info(name, event_id=result.key.id, reason=result.error)
         log.info("event_processed", count=written, recovered=token is not None)
+        if self._limit.stuck > _MOST_STUCK:
+            log.error(
+                "process_ended",
+                reason="too many enrichers never returned",
+                event_id=outcomes[-1].key.id,
+            )
+            # At once: an end in good order would be one of waiting, and nothing is lost.
+            os._exit(1)
+
+    def _outcomes(
+        self, events: Sequence[PendingEvent], *, counted: bool
+    ) -> list[Finished | Postponed]:
+        """Run the pipeline over events, up to one that runs out of time."""
+        outcomes: list[Finished | Postponed] = []
+        now = self._clock.now()
+
+        def work() -> None:
+            for event in events:
+                outcomes.append(self._processed(event, now, counted=counted))
+
+        try:
+            self._limit.run(work)
+        except OutOfTime:
+            # A copy, for the work may still be going on.
+            in_time = outcomes.copy()
+            if len(in_time) < len(events):
+                event, reason = events[len(in_time)], "processing ran out of time"
+                log.warning("event_postponed", event_id=event.key.id, reason=reason)
+                in_time.append(self._failed(event, reason, counted=counted))
+            return in_time
+        return outcomes
 
     def _processed(
         self, event: PendingEvent, now: datetime, *, counted: bool
@@ -169,23 +197,21 @@ class Processor:
         longest = min(_MAX_BACKOFF, 2.0**attempts)
         return Postponed(event.key, random.uniform(0, longest), reason)  # noqa: S311  # no secret
 
-    def _note(self, event: PendingEvent, reason: str, *, token: str | None) -> None:
-        """Write one event's failure in a transaction of its own; the first one was rolled back."""
-        outcome = self._failed(event, reason, counted=token is not None)
+    def _note_unstorable(self, key: EventKey) -> None:
+        with storage_errors(), self._engine.begin() as connection:
+            for event in processing.waiting(connection, [key]):
+                processing.finish(
+                    connection, [Finished(event.key, EventStatus.INVALID, None, _UNSTORABLE)]
+                )
+
+    def _note_unstorable_held(self, event: PendingEvent, token: str) -> None:
+        outcome = self._failed(event, _UNSTORABLE, counted=True)
         with storage_errors(), self._engine.begin() as connection:
             if isinstance(outcome, Finished):
                 processing.finish(connection, [outcome], token)
             else:
                 processing.postpone(connection, [outcome], token)
-        log.warning("event_postponed", event_id=event.key.id, reason=reason)
-
-    def _note_unstorable(self, key: EventKey) -> None:
-        with storage_errors(), self._engine.begin() as connection:
-            for event in processing.waiting(connection, [key]):
-                reason = "the result cannot be stored"
-                processing.finish(
-                    connection, [Finished(event.key, EventStatus.INVALID, None, reason)]
-                )
+        log.warning("event_postponed", event_id=event.key.id, reason=_UNSTORABLE)
 
     def _synchronise(self, connection: Connection) -> None:
         if self._clock.stale:

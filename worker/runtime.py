@@ -73,7 +73,6 @@ class Runtime(Middleware):
         gc.set_threshold(_GARBAGE)
         self._parent = os.getppid()
         threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
-        self._processor.limit.start()
         self.sweeper.start()
         log.info("worker_started")
 

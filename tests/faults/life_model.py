@@ -95,7 +95,7 @@ class Model:
             if patient and row.attempts == 0 and row.due is not Due.LONG_SINCE:
                 continue
             row.token = None
-            if row.attempts >= MAX_ATTEMPTS:
+            if row.attempts > MAX_ATTEMPTS:
                 row.status = EventStatus.FAILED
             else:
                 row.due = Due.NOW if again else Due.NEVER

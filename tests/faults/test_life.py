@@ -100,7 +100,12 @@ class RowLife(RuleBasedStateMachine):
         assert {event.key.id for event in found} == self._model.waiting(0)
         return multiple(*[Hand(tuple(found), None)] * times if found else ())
 
-    @rule(target=hands, attempts=st.integers(0, 2), dies=st.booleans(), expires=st.booleans())
+    @rule(
+        target=hands,
+        attempts=st.integers(0, MAX_ATTEMPTS),
+        dies=st.booleans(),
+        expires=st.booleans(),
+    )
     def lease(self, attempts: int, dies: bool, expires: bool) -> MultipleResults[Hand]:
         """A worker takes a lease on everything with so many attempts; it may die right after.
 
@@ -192,7 +197,8 @@ class RowLife(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever happened, sweeping and delivering brings every event to its end."""
-        for _ in range(MAX_ATTEMPTS + 1):
+        # One more than attempts, and the one that fails what is left.
+        for _ in range(MAX_ATTEMPTS + 2):
             with self._transaction() as connection:
                 connection.execute(events.update().values(next_attempt_at=PAST))
                 taken = processing.take_due(

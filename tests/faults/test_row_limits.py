@@ -33,7 +33,7 @@ _SHORT = ("MemoryError", "out of memory")
 
 
 @pytest.mark.beside_others
-@pytest.mark.row(34, "poison events: raise, crash, grow, loop")
+@pytest.mark.row(34, "poison events: raise, crash, grow, loop, hang")
 @pytest.mark.timeout(400)
 def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
     """Each ends FAILED with a reason after its attempts, and takes no neighbour along."""
@@ -42,6 +42,8 @@ def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
     with rig.changed(*rig.workers, **settings), _memory_killer(rig, 400 << 20):
         began = time.monotonic()
         poison = [trial.submit({"fault": kind}) for kind in ("raise", "exit", "grow", "loop")]
+        # In C, where the time limit cannot strike.
+        poison.append(trial.submit({"fault": "sleep", "seconds": 3_000}))
         load = trial.load()
         time.sleep(3)
         load.stop()
@@ -63,7 +65,8 @@ def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
         f"all final after {took:.0f} s and {attempts} attempts: {sorted({r[3] for r in rows})}"
     )
     assert {row[0]: row[1] for row in rows} == dict.fromkeys(poison, 4)
-    assert all(attempts - 1 <= row[2] <= attempts for row in rows)
+    # What crashes has one more, while nothing else is tried in that process.
+    assert all(attempts - 1 <= row[2] <= attempts + 1 for row in rows)
     assert took <= 120
 
 

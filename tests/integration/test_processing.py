@@ -1,7 +1,9 @@
 """A worker's two paths on both databases: first delivery, and recovery under a lease."""
 
 import json
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +13,7 @@ from sqlalchemy import Engine
 from eventstore import processing
 from eventstore.values import EventKey, EventStatus, Finished
 from tests.kit.rows import add, make_due, new_user, row_of, rows_of
+from tests.kit.waiting import eventually
 from worker.pipeline import Enricher
 from worker.processor import Processor
 
@@ -36,6 +39,12 @@ def take_due(store: Engine, *, max_attempts: int = 5, patience: float = 0.0) -> 
             patience=patience,
         )
     return [event.key for event in due]
+
+
+def lease_and_die(store: Engine, key: EventKey, *, attempts: int) -> None:
+    """Begin an attempt whose lease is over at once, as after a crash."""
+    with store.begin() as connection:
+        processing.lease(connection, [key], attempts=attempts, token=str(uuid4()), seconds=-1)
 
 
 def test_a_first_delivery_processes_the_whole_group(store: Engine) -> None:
@@ -177,19 +186,99 @@ def test_a_leased_event_is_neither_delivered_nor_leased_by_others(store: Engine)
             )
 
 
-def test_leases_that_run_out_five_times_end_as_failed_with_a_reason(store: Engine) -> None:
+def test_leases_that_run_out_five_times_and_once_more_end_as_failed_with_a_reason(
+    store: Engine,
+) -> None:
     (key,) = add(store, {}, due_in=-1)
-    for attempts in range(5):
+    for attempts in range(6):
         assert take_due(store) == [key]
         with store.begin() as connection:
             processing.lease(connection, [key], attempts=attempts, token=str(uuid4()), seconds=-1)
 
     assert take_due(store) == []
     row = row_of(store, key)
-    assert (row.status, row.attempts) == (EventStatus.FAILED, 5)
+    assert (row.status, row.attempts) == (EventStatus.FAILED, 6)
     assert row.processing_error.startswith("the last attempt did not finish")
     assert row.lease_token is None
     assert row.processed_at is not None
+
+
+def test_an_event_whose_last_attempt_did_not_finish_is_tried_once_more_while_nothing_else_is(
+    store: Engine,
+) -> None:
+    """What crashed the process was perhaps another event; one that does it alone did it."""
+    suspect, running, newcomer = add(store, {"n": 0}, {"n": 1}, {"n": 2})
+    lease_and_die(store, suspect, attempts=0)
+    assert take_due(store, max_attempts=1) == [suspect]
+    entered, release = [threading.Event() for _ in range(3)], threading.Event()
+
+    def patient(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        assert payload is not None
+        entered[payload["n"]].set()
+        if payload["n"] == 1:
+            release.wait(5)
+        return {"beside": entered[2].is_set()}
+
+    shared = processor(store, patient, max_attempts=1)
+    with ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(shared.first_delivery, [running])]
+        assert entered[1].wait(5)
+        work.append(pool.submit(shared.recover, [suspect], attempts=1))
+        eventually(lambda: shared.is_reserved)
+        work.append(pool.submit(shared.first_delivery, [newcomer]))
+        assert not entered[0].is_set()
+        release.set()
+        for done in work:
+            done.result(10)
+
+    assert {row.status for row in rows_of(store, [suspect, running, newcomer])} == {2}
+    assert json.loads(row_of(store, suspect).properties)["beside"] is False
+
+
+def test_an_enricher_that_never_returns_costs_its_event_an_attempt_and_nobody_else_anything(
+    store: Engine,
+) -> None:
+    """It waits in C, where no exception of Python reaches it."""
+    before, stuck, after = add(store, {}, {"stuck": True}, {})
+    release = threading.Event()
+
+    def waiting(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        if payload and payload.get("stuck"):
+            release.wait(60)
+        return {}
+
+    quick = Processor(store, enrichers=[waiting], max_attempts=2, lease_seconds=2)
+    try:
+        quick.first_delivery([before, stuck, after])
+        assert [row.status for row in rows_of(store, [before, stuck, after])] == [2, 1, 1]
+        assert row_of(store, stuck).processing_error == "processing ran out of time"
+        make_due(store, [stuck, after])
+        assert sorted(take_due(store)) == [stuck, after]
+        quick.recover([after], attempts=0)
+        quick.recover([stuck], attempts=1)
+    finally:
+        release.set()
+
+    assert [row.status for row in rows_of(store, [stuck, after])] == [4, 2]
+    assert [row.attempts for row in rows_of(store, [stuck, after])] == [2, 1]
+
+
+def test_while_an_enricher_works_others_may_write(store: Engine) -> None:
+    """SQLite lets one transaction write at a time: an enricher that is slow must not be in it."""
+    first, second = add(store, {"slow": True}, {"slow": True})
+    lease_and_die(store, second, attempts=0)
+    take_due(store)
+    written: list[EventKey] = []
+
+    def slow(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        written.extend(add(store, {}))
+        return {}
+
+    processor(store, slow).first_delivery([first])
+    processor(store, slow).recover([second], attempts=1)
+
+    assert {row.status for row in rows_of(store, [first, second])} == {EventStatus.PROCESSED}
+    assert {row.status for row in rows_of(store, written)} == {EventStatus.PENDING}
 
 
 def test_the_sweeper_takes_what_is_due_longest_first_and_not_twice(store: Engine) -> None:

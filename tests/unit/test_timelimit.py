@@ -1,22 +1,22 @@
-"""The time limit of a worker's actors: it ends what is in it, and nothing else."""
+"""The time limit of a worker's pipeline: it ends what is in it, and nothing else."""
 
 import ctypes
 import threading
 import time
-from contextlib import suppress
 
 import pytest
 
+from tests.kit.waiting import eventually
 from worker.timelimit import OutOfTime, TimeLimit
 
 SECONDS = 0.01
 SET_ASYNC_EXCEPTION = ctypes.pythonapi.PyThreadState_SetAsyncExc
+#: More than any test waits.
+LONG = 60.0
 
 
-def limit_of(seconds: float) -> TimeLimit:
-    made = TimeLimit(seconds)
-    made.start()
-    return made
+def limit_of(seconds: float, grace: float = LONG) -> TimeLimit:
+    return TimeLimit(seconds, grace_seconds=grace)
 
 
 def spin(seconds: float) -> None:
@@ -26,43 +26,90 @@ def spin(seconds: float) -> None:
 
 
 def test_work_that_takes_too_long_is_ended() -> None:
-    with pytest.raises(OutOfTime), limit_of(SECONDS).limited():
-        spin(60)
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            spin(LONG)
+        finally:
+            ended.set()
+
+    with pytest.raises(OutOfTime):
+        limit_of(SECONDS).run(work)
+
+    assert ended.is_set()
 
 
 def test_work_is_struck_once_and_may_clean_up() -> None:
-    with limit_of(SECONDS).limited():
-        with pytest.raises(OutOfTime):
-            spin(60)
-        spin(10 * SECONDS)
+    cleaned = threading.Event()
+
+    def work() -> None:
+        try:
+            spin(LONG)
+        except OutOfTime:
+            spin(10 * SECONDS)
+            cleaned.set()
+
+    with pytest.raises(OutOfTime):
+        limit_of(SECONDS).run(work)
+
+    assert cleaned.is_set()
 
 
 def test_work_that_is_done_in_time_is_left_alone() -> None:
-    limit = limit_of(0.5)
-    for _ in range(20):
-        with limit.limited():
-            pass
-    spin(0.7)
+    limit, done = limit_of(LONG), []
+    for number in range(20):
+        limit.run(lambda number=number: done.append(number))  # type: ignore[misc]
+
+    assert done == list(range(20))
 
 
-def test_a_strike_at_the_moment_that_work_ends_does_not_follow_it_out(
+def test_what_the_work_raises_is_raised_to_whoever_asked_for_it() -> None:
+    def work() -> None:
+        raise LookupError("canary")
+
+    limit = limit_of(LONG)
+    for _ in range(2):
+        with pytest.raises(LookupError, match="canary"):
+            limit.run(work)
+
+
+def test_work_that_nothing_ends_is_left_behind() -> None:
+    """Waiting for a lock is a call into C, which no exception of Python ends."""
+    limit, release = limit_of(SECONDS, grace=SECONDS), threading.Event()
+    for _ in range(3):
+        with pytest.raises(OutOfTime):
+            limit.run(lambda: _wait(release))
+    stuck = limit.stuck
+    limit.run(lambda: None)
+    release.set()
+
+    assert stuck == 3
+    eventually(lambda: limit.stuck == 0)
+
+
+def test_a_strike_at_the_moment_that_work_ends_strikes_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What strikes later would end a worker's thread for good."""
-    time_is_up, work_is_done = threading.Event(), threading.Event()
+    """What escaped from its thread would be told by pytest as a warning, and so an error."""
+    release = threading.Event()
 
     def hesitate(thread: int, exception: object) -> None:
-        if exception is OutOfTime:
-            time_is_up.set()
-            work_is_done.wait(10)
+        release.set()
         SET_ASYNC_EXCEPTION(thread, exception)
 
     monkeypatch.setattr("worker.timelimit._set_async_exception", hesitate)
-    limit = limit_of(SECONDS)
-    for _ in range(20):
-        with suppress(OutOfTime), limit.limited():
-            time_is_up.wait(10)
-            work_is_done.set()
-        spin(5 * SECONDS)
-        time_is_up.clear()
-        work_is_done.clear()
+    before = set(threading.enumerate())
+    struck, calm = limit_of(SECONDS), limit_of(LONG)
+    for _ in range(50):
+        release.clear()
+        with pytest.raises(OutOfTime):
+            struck.run(lambda: _wait(release))
+        calm.run(lambda: spin(SECONDS))
+
+    eventually(lambda: len(set(threading.enumerate()) - before) == 1)
+    assert struck.stuck == 0
+
+
+def _wait(release: threading.Event) -> None:
+    release.wait(LONG)
