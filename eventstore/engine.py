@@ -37,6 +37,9 @@ _KEYED_OPTIONS = (
 )
 _SQLITE_BUSY_SECONDS = 5.0
 _IN_MEMORY = (None, "", ":memory:", "file::memory:")
+#: An option of connections that only read. SQLAlchemy's AUTOCOMMIT would be taken back by letting
+#: the driver begin transactions.
+_READING = "ingest_reading"
 #: Whose turn it is to write, by database file.
 _TURNS: dict[str, threading.Lock] = {}
 
@@ -122,8 +125,24 @@ def reading(engine: Engine) -> Iterator[Connection]:
     It waits for nobody in SQLite, and spares two round trips in PostgreSQL.
     """
     with engine.connect() as connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        yield connection
+        if engine.dialect.name == "sqlite":
+            with only_reading(connection):
+                yield connection
+        else:
+            connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection
+
+
+@contextmanager
+def only_reading(connection: Connection) -> Iterator[None]:
+    """Have no transaction begun on this connection to SQLite, and so wait for no other."""
+    connection.execution_options(**{_READING: True})
+    try:
+        yield
+    finally:
+        # Ends what SQLAlchemy takes for one.
+        connection.rollback()
+        connection.execution_options(**{_READING: False})
 
 
 def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
@@ -154,7 +173,8 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT" or options.get(_READING):
             return  # A read, which waits for nobody.
         # SQLite lets one write at a time, and whoever waits only looks now and then whether it is
         # its turn: with a worker in this process that is never. A lock wakes the next one.

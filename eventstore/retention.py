@@ -4,6 +4,10 @@ The functions belong to the role that migrates, so that the worker's role needs 
 worker at a time makes and drops partitions: two would make the same one, and one of them fail.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from sqlalchemy import Connection, case, delete, func, select, text, tuple_
 
 from eventstore.clock import in_seconds
@@ -18,6 +22,10 @@ _PAGES = 1_024
 _HOUSE_LOCK = 0x1A6E59
 #: Milliseconds that it waits for the table: whoever submits meanwhile waits behind it.
 _SHORT_LOCK = text("SET LOCAL lock_timeout = 200")
+#: Seconds, then milliseconds, in which the rows of a day must have moved: some ten million.
+_LONGEST = 610.0
+_LONG_STATEMENT = text("SET LOCAL statement_timeout = 600000")
+_STRAYS = text("SELECT EXISTS (SELECT FROM events_default)")
 _DAY = 86_400.0
 
 # By pages, as an index on the time would cost every event, and a look at all rows takes too long
@@ -35,11 +43,16 @@ _TABLE_PAGES = text(
 def ensure_partitions(connection: Connection, *, days_ahead: int) -> int:
     """Create the daily partitions from yesterday to `days_ahead`; returns how many it created.
 
-    While another transaction creates or drops partitions, it leaves that to this one.
+    With rows in the default partition it creates one at a time, and may take minutes: repeat it
+    until it returns 0. While another transaction creates or drops partitions, it leaves that to
+    this one.
     """
     if connection.dialect.name == "sqlite":
         return 0
-    return _alone(connection, "ingest_ensure_partitions", days_ahead)
+    if not connection.execute(_STRAYS).scalar_one():
+        return _alone(connection, "ingest_ensure_partitions", days_ahead)
+    with _patience(connection):
+        return _alone(connection, "ingest_ensure_partitions", days_ahead)
 
 
 def drop_old_events(connection: Connection, *, days: int) -> int:
@@ -81,6 +94,18 @@ def forget_old_keys(connection: Connection, *, days: int, page: int = 0) -> tupl
         _FORGET, {"first": f"({page},0)", "behind": f"({behind},0)", "days": days}
     ).rowcount
     return count, behind if behind < connection.execute(_TABLE_PAGES).scalar_one() else 0
+
+
+@contextmanager
+def _patience(connection: Connection) -> Iterator[None]:
+    """Let statements take long, those of this transaction and as far as we watch them here."""
+    watched: Any = connection.connection.dbapi_connection
+    connection.execute(_LONG_STATEMENT)
+    usual, watched.limit = watched.limit, _LONGEST
+    try:
+        yield
+    finally:
+        watched.limit = usual
 
 
 def _alone(connection: Connection, function: str, days: int) -> int:

@@ -30,10 +30,10 @@ class _Watchdog:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def watching(self, connection: psycopg2.extensions.connection) -> Iterator[None]:
+    def watching(self, connection: "WatchedConnection") -> Iterator[None]:
         if self._thread is None or not self._thread.is_alive():
             self._start()
-        self._calls[id(connection)] = (time.monotonic() + LIMIT, connection)
+        self._calls[id(connection)] = (time.monotonic() + connection.limit, connection)
         try:
             yield
         finally:
@@ -61,6 +61,8 @@ _watchdog = _Watchdog()
 class WatchedCursor(psycopg2.extensions.cursor):
     """A cursor whose statements end in time."""
 
+    connection: "WatchedConnection"
+
     def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002  # psycopg2's name
         """Execute, and raise OperationalError when no answer comes."""
         with _watchdog.watching(self.connection):
@@ -74,6 +76,9 @@ class WatchedCursor(psycopg2.extensions.cursor):
 
 class WatchedConnection(psycopg2.extensions.connection):
     """A connection whose commits and statements end in time."""
+
+    #: Seconds; whoever knows that a statement takes longer changes it for that long.
+    limit = LIMIT
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Connect; connect_timeout bounds that."""

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine
 
 from eventstore.accept import Verdicts, accept, is_one_statement
 from eventstore.clock import DatabaseClock
+from eventstore.engine import only_reading
 from eventstore.errors import (
     ContentionError,
     PermanentStorageError,
@@ -150,6 +151,11 @@ class Writer:
         return self._connection
 
     def _set_clock(self, connection: Connection) -> None:
+        if connection.dialect.name == "sqlite":
+            # A transaction would wait for whoever writes, and then the group would wait again.
+            with only_reading(connection):
+                self._clock.synchronise(connection)
+            return
         self._set_autocommit(connection, autocommit=True)
         with connection.begin():
             self._clock.synchronise(connection)

@@ -79,7 +79,8 @@ class Housekeeper:
 
     def _make_partitions(self, connection: Connection) -> tuple[int, bool]:
         days = self._settings.partition_days_ahead
-        return retention.ensure_partitions(connection, days_ahead=days), False
+        count = retention.ensure_partitions(connection, days_ahead=days)
+        return count, count > 0
 
     def _drop_old_events(self, connection: Connection) -> tuple[int, bool]:
         if not self._settings.retention_days:

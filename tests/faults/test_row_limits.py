@@ -71,6 +71,24 @@ def test_poison_events(trial: Trial, rig: Rig, case: Case) -> None:
 
 
 @pytest.mark.beside_others
+@pytest.mark.row(34, "events that hang in a call into C, while Redis is away")
+@pytest.mark.timeout(300)
+def test_hanging_events(trial: Trial, rig: Rig, case: Case) -> None:
+    """Then the sweepers do the work: they leave what hangs behind, and go on with what does not."""
+    attempts = case.count(2, 5)
+    with rig.changed(*rig.workers, INGEST_MAX_ATTEMPTS=str(attempts)):
+        rig.redis.kill()
+        hanging = [trial.submit({"fault": "sleep", "seconds": 3_000}) for _ in rig.workers]
+        eventually(lambda: all(row[1] for row in _status_and_attempts(rig, hanging)), timeout=60)
+        neighbours = [trial.submit({}) for _ in range(5)]
+        drained = trial.settle(120)
+        trial.verdict(allowed=BROKER_LINES, may_fail=[trial.keys[event_id] for event_id in hanging])
+    case.note(f"all final after {drained:.0f} s and {attempts} attempts")
+    assert set(_status_and_attempts(rig, hanging)) == {(4, attempts)}
+    assert {row[0] for row in _status_and_attempts(rig, neighbours)} == {2}
+
+
+@pytest.mark.beside_others
 @pytest.mark.row(35, "one bad event among a thousand")
 def test_one_bad_event(trial: Trial, rig: Rig, case: Case) -> None:
     """A batch is refused as a whole, a stream stores the others and names it: never between."""
@@ -243,6 +261,15 @@ def test_a_lasting_fault(trial: Trial, rig: Rig, case: Case) -> None:
         rig.workers[1].signal_all(signal.SIGCONT)
         rig.workers[1].kill_and_wait()
     case.note(f"drained in {drained:.1f} s without them")
+
+
+def _status_and_attempts(rig: Rig, event_ids: list[str]) -> list[tuple[int, int]]:
+    return [
+        (row[0], row[1])
+        for row in query(
+            rig.url, "SELECT status, attempts FROM events WHERE id = ANY (%s::uuid[])", event_ids
+        )
+    ]
 
 
 def _stored(rig: Rig, prefix: str) -> int:

@@ -2,16 +2,20 @@
 
 import asyncio
 import gc
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 import psycopg2
 import pytest
 
+from eventstore import migrations
 from eventstore.accept import Verdicts
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
+from eventstore.errors import TransientStorageError
 from eventstore.settings import Settings
 from eventstore.values import KeysByUser, NewEvent, NotStorable, Submission, User
 from ingest_service.ids import EventIds
@@ -108,6 +112,27 @@ def test_a_connection_gathers_nothing_however_often_its_way_of_committing_change
 
     before = write(100)
     assert write(500) - before < 500
+    writer.disconnect()
+    engine.dispose()
+
+
+def test_the_time_of_sqlite_is_told_while_somebody_else_writes(tmp_path: Path) -> None:
+    """Or a submit waits for the lock once to know the time, and then again to write."""
+    path = tmp_path / "ingest.db"
+    migrations.upgrade(f"sqlite:///{path}")
+    engine = build_engine(f"sqlite:///{path}", name="test-intake", pool_size=2)
+    clock = DatabaseClock()
+    writer = Writer(engine, clock, grace_seconds=60)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writer.connect()
+        assert clock.synchronised
+        clock.doubt()
+        with pytest.raises(TransientStorageError):
+            writer.write([submission(1)])
+        assert not clock.stale
+        other.execute("ROLLBACK")
+        assert writer.write([submission(1)])[0] == [{}]
     writer.disconnect()
     engine.dispose()
 

@@ -10,10 +10,12 @@ from sqlalchemy import Connection, Engine, delete, func, select, text, update
 
 from eventstore import migrations, retention
 from eventstore.schema import events, idempotency_keys
+from eventstore.settings import Settings
 from eventstore.values import EventStatus
 from tests.kit.rows import ALICE, add, rows_of
 from tests.kit.server import closing_engine
 from tests.kit.waiting import eventually
+from worker.housekeeper import Housekeeper
 
 NOW = datetime.now(UTC)
 TODAY = NOW.date()
@@ -102,6 +104,87 @@ def test_rows_in_the_default_partition_move_when_their_day_gets_one(postgres: En
     assert moved == 2
     assert rows_of(postgres, keys) == before
     assert rows_of(postgres, [elsewhere])
+
+
+def test_days_without_rows_in_the_default_partition_come_first_and_each_stands_alone(
+    postgres: Engine,
+) -> None:
+    """However many the rows are, and however long they take to move, tomorrow has a partition."""
+    with postgres.begin() as connection:
+        for offset in (-1, 0, 1, 2):
+            connection.execute(text(f"DROP TABLE events_{day(offset)}"))
+    longer_ago = add(postgres, {}, received_at=NOW - timedelta(days=3))
+    keys = longer_ago + add(postgres, {}, {}) + add(postgres, {}, received_at=tomorrow())
+    before = rows_of(postgres, keys)
+    made: list[set[str]] = []
+    while not made or made[-1]:
+        with postgres.begin() as connection:
+            known = partitions(connection)
+            retention.ensure_partitions(connection, days_ahead=7)
+            made.append(partitions(connection) - known)
+
+    assert made == [{day(offset)} for offset in (-1, 2, -3, 0, 1)] + [set()]
+    assert rows_of(postgres, keys) == before
+    with postgres.connect() as connection:
+        assert not connection.execute(text("SELECT count(*) FROM events_default")).scalar_one()
+
+
+def tomorrow() -> datetime:
+    return NOW + timedelta(days=1)
+
+
+def test_rows_take_the_time_that_they_need_to_move(postgres: Engine) -> None:
+    """More than the five seconds that a statement has otherwise."""
+    with postgres.begin() as connection:
+        connection.execute(text(f"DROP TABLE events_{day(5)}"))
+        connection.execute(
+            text(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+                " $$ BEGIN PERFORM pg_sleep(7); RETURN OLD; END $$;"
+                " CREATE TRIGGER slow BEFORE DELETE ON events_default"
+                " FOR EACH ROW EXECUTE FUNCTION slow()"
+            )
+        )
+    (key,) = add(postgres, {}, received_at=NOW + timedelta(days=5))
+    while Housekeeper(Settings.load(), postgres).keep():
+        pass
+
+    with postgres.connect() as connection:
+        assert day(5) in partitions(connection)
+    assert rows_of(postgres, [key])
+
+
+def test_a_pending_event_that_is_committed_while_its_partition_is_dropped_keeps_it(
+    postgres: Engine,
+) -> None:
+    with postgres.begin() as connection:
+        old_partition(connection, 31)
+    kept = add(postgres, {})
+    with ThreadPoolExecutor(1) as pool, postgres.connect() as late, postgres.connect() as watch:
+        late.execute(
+            text(
+                "INSERT INTO events (user_id, id, received_at, occurred_at, next_attempt_at, type,"
+                " source, subject, payload)"
+                " SELECT user_id, ingest_first_id_of(:day), received_at, occurred_at,"
+                " next_attempt_at, type, source, subject, payload FROM events"
+            ),
+            {"day": TODAY - timedelta(days=31)},
+        )
+        with postgres.begin() as house:
+            # It would give up after 0.2 s; here it is to wait until the insert is committed.
+            dropping = pool.submit(_drop_patiently, house)
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            eventually(lambda: dropping.done() or watch.execute(waiting).scalar_one())
+            late.commit()
+            assert dropping.result(10) == 0
+    with postgres.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(events)).scalar_one() == 2
+    assert rows_of(postgres, kept)
+
+
+def _drop_patiently(connection: Connection) -> int:
+    connection.execute(text("SET LOCAL lock_timeout = 10000"))
+    return int(connection.execute(text("SELECT ingest_drop_partitions(30)")).scalar_one())
 
 
 @pytest.mark.parametrize("days", [-1, 367])

@@ -68,8 +68,8 @@ def test_who_wants_to_be_alone_waits_for_others_and_goes_before_newcomers(
 def test_two_are_not_alone_together(pool: ThreadPoolExecutor) -> None:
     solitude = Solitude()
     hermits = [Guest(pool, solitude.alone()) for _ in range(2)]
-    one = eventually(lambda: next((guest for guest in hermits if guest.inside.is_set()), None))
-    other = hermits[1 - hermits.index(one)]
+    eventually(lambda: any(guest.inside.is_set() for guest in hermits))
+    one, other = sorted(hermits, key=lambda guest: not guest.inside.is_set())
     assert not other.inside.is_set()
 
     one.leave()

@@ -18,6 +18,7 @@ ALLOWED = {
     # A function's body knows no parameters; the name comes from quote_ident.
     ("eventstore/migrations/versions/0001_initial.py", "schema"),
     ("eventstore/migrations/versions/0002_fillfactor.py", "schema"),
+    ("eventstore/migrations/versions/0003_housekeeping.py", "schema"),
 }
 
 
