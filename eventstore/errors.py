@@ -2,7 +2,8 @@
 
 StorageError
 |-- TransientStorageError    the same work may succeed later
-|   `-- ContentionError      a deadlock or serialisation failure: again at once
+|   |-- ContentionError      a deadlock or serialisation failure: again at once
+|   `-- LockedError          somebody else holds a row or key for too long
 `-- PermanentStorageError    the content itself is refused
 """
 
@@ -17,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 #: exceeded (54001 is nesting too deep, which psycopg2 reports as an OperationalError).
 _CONTENT_CLASSES = frozenset({"22", "23", "54"})
 _CONTENTION_STATES = frozenset({"40001", "40P01"})
+_LOCKED_STATE = "55P03"
 
 
 class StorageError(Exception):
@@ -29,6 +31,10 @@ class TransientStorageError(StorageError):
 
 class ContentionError(TransientStorageError):
     """Two transactions were in each other's way; this one was rolled back and may run again."""
+
+
+class LockedError(TransientStorageError):
+    """Somebody else holds a row, a key or a table for longer than is waited for it."""
 
 
 class PermanentStorageError(StorageError):
@@ -58,6 +64,8 @@ def _translated(error: BaseException) -> StorageError:
     state = getattr(error, "pgcode", None)
     if state in _CONTENTION_STATES:
         return ContentionError(f"{name} {state}")
+    if state == _LOCKED_STATE:
+        return LockedError(f"{name} {state}")
     if state is not None and state[:2] in _CONTENT_CLASSES:
         return PermanentStorageError(f"{name} {state}")
     if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError):

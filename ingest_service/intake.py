@@ -7,13 +7,14 @@ commits, the next one gathers.
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import structlog
 
 from eventstore.accept import Verdicts
-from eventstore.errors import TransientStorageError
+from eventstore.errors import LockedError, TransientStorageError
 from eventstore.settings import Settings
 from eventstore.values import KeysByUser, Submission
 from ingest_service.errors import Draining, IngestError, Overloaded, StorageUnavailable
@@ -21,6 +22,9 @@ from ingest_service.writer import Writer
 
 log = structlog.get_logger()
 
+#: Seconds for which a group is written one by one: each that is locked takes two of them, and
+#: others wait behind it.
+_SINGLY_SECONDS = 6.0
 #: Rows from which on every writer takes groups. Below, one alone does: a commit of few rows costs
 #: as much as one of many. Above, one makes its rows ready while another waits for its commit.
 _DEEP = 500
@@ -144,8 +148,12 @@ class Intake:
         try:
             outcomes, keys = writer.write([waiting.submission for waiting in group])
         except TransientStorageError as error:
-            # Whoever waits behind this group would only wait for the same failure.
-            group += self._all_waiting()
+            if not isinstance(error, LockedError):
+                # Whoever waits behind this group would only wait for the same failure.
+                group += self._all_waiting()
+            elif len(group) > 1:
+                self._write_singly(writer, group)
+                return
             outcomes = [StorageUnavailable() for _ in group]
             log.warning("storage_unavailable", error=str(error), refused=len(group))
             writer.disconnect()
@@ -156,6 +164,15 @@ class Intake:
         self._loop.call_soon_threadsafe(self._answer, group, outcomes)
         if keys:
             self._dispatch(keys)
+
+    def _write_singly(self, writer: Writer, group: list[_Waiting]) -> None:
+        """Write each submission alone, for one of them wants what somebody else holds."""
+        until = time.monotonic() + _SINGLY_SECONDS
+        for waiting in group:
+            if time.monotonic() < until:
+                self._write(writer, [waiting])
+            else:
+                self._loop.call_soon_threadsafe(self._answer, [waiting], [StorageUnavailable()])
 
     def _answer(self, group: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
         for (submission, answer), outcome in zip(group, outcomes, strict=True):

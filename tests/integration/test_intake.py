@@ -18,6 +18,7 @@ from eventstore.engine import build_engine
 from eventstore.errors import TransientStorageError
 from eventstore.settings import Settings
 from eventstore.values import KeysByUser, NewEvent, NotStorable, Submission, User
+from ingest_service.errors import StorageUnavailable
 from ingest_service.ids import EventIds
 from ingest_service.intake import Intake
 from ingest_service.writer import Writer
@@ -135,6 +136,28 @@ def test_the_time_of_sqlite_is_told_while_somebody_else_writes(tmp_path: Path) -
         assert writer.write([submission(1)])[0] == [{}]
     writer.disconnect()
     engine.dispose()
+
+
+def test_a_key_that_somebody_holds_refuses_nobody_else(database_url: str) -> None:
+    locked = [submission(1, keyed=True) for _ in range(2)]
+    others = [submission(1, keyed=True) for _ in range(20)]
+
+    async def submit(asked: list[Submission]) -> list[object]:
+        async with intake(database_url) as started:
+            waiting = [started.submit(one) for one in asked]
+            return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+    with closing(psycopg2.connect(database_url)) as holder, holder.cursor() as cursor:
+        for one in locked:
+            cursor.execute(
+                "INSERT INTO idempotency_keys VALUES (%s, %s, %s, 'x', now())",
+                (USER.id, one.events[0].idempotency_key, one.events[0].id),
+            )
+        outcomes = asyncio.run(submit([locked[0], *others[:10], locked[1], *others[10:]]))
+
+    refused = [at for at, outcome in enumerate(outcomes) if outcome != {}]
+    assert refused == [0, 11]
+    assert all(isinstance(outcomes[at], StorageUnavailable) for at in refused)
 
 
 @pytest.mark.parametrize("character", ["\n", "\t", "\r"])
