@@ -22,9 +22,9 @@ from ingest_service.writer import Writer
 
 log = structlog.get_logger()
 
-#: Seconds for which a group is written one by one: each that is locked takes two of them, and
-#: others wait behind it.
-_SINGLY_SECONDS = 6.0
+#: Seconds for which a group is written one by one: a caller is answered within three, and a group
+#: has waited for two when it turns out that somebody holds what it wants.
+_SINGLY_SECONDS = 0.5
 #: Rows from which on every writer takes groups. Below, one alone does: a commit of few rows costs
 #: as much as one of many. Above, one makes its rows ready while another waits for its commit.
 _DEEP = 500
@@ -142,18 +142,19 @@ class Intake:
                 self._write(writer, group)
         writer.disconnect()
 
-    def _write(self, writer: Writer, group: list[_Waiting]) -> None:
+    def _write(self, writer: Writer, group: list[_Waiting], *, singly: bool = False) -> None:
         outcomes: Sequence[Outcome]
         keys: KeysByUser = {}
         try:
-            outcomes, keys = writer.write([waiting.submission for waiting in group])
+            submissions = [waiting.submission for waiting in group]
+            outcomes, keys = writer.write(submissions, hurried=singly)
         except TransientStorageError as error:
-            if not isinstance(error, LockedError):
+            if not singly:
                 # Whoever waits behind this group would only wait for the same failure.
                 group += self._all_waiting()
-            elif len(group) > 1:
-                self._write_singly(writer, group)
-                return
+                if isinstance(error, LockedError):
+                    self._write_singly(writer, group)
+                    return
             outcomes = [StorageUnavailable() for _ in group]
             log.warning("storage_unavailable", error=str(error), refused=len(group))
             writer.disconnect()
@@ -168,11 +169,16 @@ class Intake:
     def _write_singly(self, writer: Writer, group: list[_Waiting]) -> None:
         """Write each submission alone, for one of them wants what somebody else holds."""
         until = time.monotonic() + _SINGLY_SECONDS
-        for waiting in group:
-            if time.monotonic() < until:
-                self._write(writer, [waiting])
-            else:
-                self._loop.call_soon_threadsafe(self._answer, [waiting], [StorageUnavailable()])
+        for at, waiting in enumerate(group):
+            if time.monotonic() > until:
+                rest = group[at:]
+                log.warning("storage_unavailable", error="no time is left", refused=len(rest))
+                refused = [StorageUnavailable() for _ in rest]
+                self._loop.call_soon_threadsafe(self._answer, rest, refused)
+                break
+            self._write(writer, [waiting], singly=True)
+        # Its patience is back with the next connection.
+        writer.disconnect()
 
     def _answer(self, group: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
         for (submission, answer), outcome in zip(group, outcomes, strict=True):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from eventstore.accept import Verdicts, accept, is_one_statement
 from eventstore.clock import DatabaseClock
@@ -36,6 +36,8 @@ _REST_SECONDS = 10.0
 _FAR_SECONDS = 0.1
 #: Seconds of a group's writing after which it is asked anew how far the database is.
 _SLOW_SECONDS = 0.25
+#: What is waited for a lock by whoever has waited for it already: 50 ms.
+_HURRIED = text("SET lock_timeout = 50")
 _NOT_STORABLE = "cannot be stored"
 
 Written = tuple[list[Verdicts], KeysByUser]
@@ -60,13 +62,16 @@ class Writer:
         with suppress(TransientStorageError), storage_errors():
             self._connected()
 
-    def write(self, submissions: Sequence[Submission]) -> Written:
+    def write(self, submissions: Sequence[Submission], *, hurried: bool = False) -> Written:
         """Write a group, or when its content is refused its halves; return what was decided.
 
         The verdicts are by submission, the keys are those of the rows that were committed. Raises
-        TransientStorageError when nobody knows what was.
+        TransientStorageError when nobody knows what was. After a `hurried` call locks are waited
+        for only for a moment, until `disconnect`.
         """
         try:
+            if hurried:
+                self._hurry()
             return self._write_patiently(submissions)
         except PermanentStorageError as error:
             if len(submissions) > 1:
@@ -138,6 +143,9 @@ class Writer:
         """Return the connection; setting the clock now and then, or after a rest, also tests it."""
         now = time.monotonic()
         rested, self._used_at = now - self._used_at > _REST_SECONDS, now
+        if self._connection is not None and self._connection.invalidated:
+            # SQLAlchemy would connect again by itself, to a session that commits nothing by itself.
+            self.disconnect()
         if self._connection is not None and (rested or self._clock.stale):
             try:
                 with storage_errors():
@@ -149,6 +157,13 @@ class Writer:
             self._autocommit = False
             self._set_clock(self._connection)
         return self._connection
+
+    def _hurry(self) -> None:
+        with storage_errors():
+            connection = self._connected()
+            self._set_autocommit(connection, autocommit=True)
+            with _by_itself(connection):
+                connection.execute(_HURRIED)
 
     def _set_clock(self, connection: Connection) -> None:
         if connection.dialect.name == "sqlite":

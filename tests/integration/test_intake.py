@@ -138,6 +138,22 @@ def test_the_time_of_sqlite_is_told_while_somebody_else_writes(tmp_path: Path) -
     engine.dispose()
 
 
+def test_what_is_written_after_a_connection_was_given_up_is_committed(database_url: str) -> None:
+    """SQLAlchemy connects again by itself, and that session commits nothing by itself."""
+    engine = build_engine(database_url, name="test-intake", pool_size=1, keyed=True)
+    writer = Writer(engine, DatabaseClock(), grace_seconds=60)
+    for _ in range(2):
+        assert writer.write([submission(1, keyed=True)])[0] == [{}]
+    assert writer._connection is not None
+    writer._connection.invalidate()
+    assert writer.write([submission(1, keyed=True)])[0] == [{}]
+    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM events")
+        assert cursor.fetchall() == [(3,)]
+    writer.disconnect()
+    engine.dispose()
+
+
 def test_a_key_that_somebody_holds_refuses_nobody_else(database_url: str) -> None:
     locked = [submission(1, keyed=True) for _ in range(2)]
     others = [submission(1, keyed=True) for _ in range(20)]

@@ -10,6 +10,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from eventstore.errors import (
     ContentionError,
+    LockedError,
     PermanentStorageError,
     StorageError,
     TransientStorageError,
@@ -49,7 +50,7 @@ def translated(error: BaseException) -> StorageError:
         (errorcodes.DISK_FULL, TransientStorageError),
         (errorcodes.OUT_OF_MEMORY, TransientStorageError),
         (errorcodes.TOO_MANY_CONNECTIONS, TransientStorageError),
-        (errorcodes.LOCK_NOT_AVAILABLE, TransientStorageError),
+        (errorcodes.LOCK_NOT_AVAILABLE, LockedError),
         (errorcodes.QUERY_CANCELED, TransientStorageError),
         (errorcodes.ADMIN_SHUTDOWN, TransientStorageError),
         (errorcodes.CANNOT_CONNECT_NOW, TransientStorageError),
