@@ -14,6 +14,7 @@ from eventstore.copytext import COLUMNS, copy_text
 from eventstore.lookups import array, key_lookups, lookups, text_array
 from eventstore.prepared import Prepared
 from eventstore.values import (
+    OFFERED,
     EventKey,
     EventStatus,
     Finished,
@@ -86,40 +87,41 @@ DELETE FROM idempotency_keys WHERE {_OF_KEYS} AND event_id = ANY ($3)
 # all of their events; the range of the ids keeps that to the events of the same moment.
 # `status < 2` means PENDING: written `= 1` it would make the sweeper's partial index eligible,
 # which would be read from end to end.
-_WAITING = Prepared("ingest_waiting", "uuid[], uuid[], uuid, uuid", """
+_WAITING = Prepared("ingest_waiting", "uuid[], uuid[], uuid, uuid", f"""
 SELECT e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
        (SELECT u.email FROM users u WHERE u.id = e.user_id)
 FROM events e
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4
-  AND e.status < 2 AND e.attempts = 0 AND e.lease_token IS NULL
-""")  # fmt: skip
+  AND e.status < 2 AND e.attempts = 0 AND coalesce(e.lease_token, '{OFFERED}') = '{OFFERED}'
+""")  # fmt: skip  # noqa: S608  # our own constant
 
-_LEASE = Prepared("ingest_lease", "uuid[], uuid[], uuid, uuid, uuid, float8, integer", """
+_LEASE = Prepared("ingest_lease", "uuid[], uuid[], uuid, uuid, uuid, float8, integer", f"""
 UPDATE events e
 SET attempts = e.attempts + 1, lease_token = $5,
     next_attempt_at = statement_timestamp() + make_interval(secs => $6)
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4
-  AND e.status < 2 AND e.attempts = $7 AND e.lease_token IS NULL
+  AND e.status < 2 AND e.attempts = $7 AND e.lease_token = '{OFFERED}'
 RETURNING e.user_id::text, e.id::text, e.type, e.payload::text, e.attempts,
           (SELECT u.email FROM users u WHERE u.id = e.user_id)
-""")  # fmt: skip
+""")  # fmt: skip  # noqa: S608  # our own constant
 
 _FINISH = Prepared(
-    "ingest_finish", "uuid[], uuid[], uuid, uuid, smallint[], jsonb, text[], uuid", """
+    "ingest_finish", "uuid[], uuid[], uuid, uuid, smallint[], jsonb, text[], uuid", f"""
 UPDATE events e
 SET status = r.status, properties = nullif(r.properties, 'null'), processing_error = r.error,
     processed_at = statement_timestamp(), lease_token = NULL
 FROM ROWS FROM (unnest($2), unnest($5), jsonb_array_elements($6), unnest($7))
      AS r (id, status, properties, error)
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4 AND e.id = r.id
-  AND e.status < 2 AND e.lease_token IS NOT DISTINCT FROM $8
-""")  # fmt: skip
+  AND e.status < 2 AND coalesce(e.lease_token, '{OFFERED}') = coalesce($8, '{OFFERED}')
+""")  # fmt: skip  # noqa: S608  # our own constant
 
-_END_LEASES = Prepared("ingest_end_leases", "uuid[], uuid[], uuid, uuid, float8", """
+_OFFER = Prepared("ingest_offer", "uuid[], uuid[], uuid, uuid, float8", f"""
 UPDATE events e
-SET lease_token = NULL, next_attempt_at = statement_timestamp() + make_interval(secs => $5)
+SET lease_token = '{OFFERED}',
+    next_attempt_at = statement_timestamp() + make_interval(secs => $5)
 WHERE e.user_id = ANY ($1) AND e.id = ANY ($2) AND e.id BETWEEN $3 AND $4 AND e.status < 2
-""")  # fmt: skip
+""")  # fmt: skip  # noqa: S608  # our own constant
 
 
 def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt: datetime) -> None:
@@ -230,7 +232,7 @@ def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEve
 def lease(
     connection: Connection, keys: Sequence[EventKey], *, attempts: int, token: str, seconds: float
 ) -> list[PendingEvent]:
-    """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
+    """Count an attempt against offered rows that have `attempts`, and hold them for a time."""
     return [
         PendingEvent(EventKey(row[0], row[1]), *row[2:])
         for lookup in lookups(keys)
@@ -258,10 +260,10 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
     return written
 
 
-def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
-    """Take the rows from whoever held them, and leave them alone for `seconds`."""
+def offer(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
+    """Take the rows from whoever held them, for a recovery that begins within `seconds`."""
     for lookup in lookups(keys):
-        _END_LEASES.run(connection, (*lookup.arguments, seconds))
+        _OFFER.run(connection, (*lookup.arguments, seconds))
 
 
 def _row(event: NewEvent, next_attempt: datetime) -> tuple[str | None, ...]:

@@ -1,10 +1,15 @@
 """The statements of a worker: read, lease, finish, postpone, sweep.
 
-A PENDING row is in one of three places:
+A PENDING row is in one of four places:
 
 - `attempts` 0 and no lease token: it waits for its first delivery; `waiting` reads it.
-- no lease token: it waits for the sweeper, until `next_attempt_at`; `lease` takes it.
+- no lease token: it waits for the sweeper, until `next_attempt_at`; `take_due` takes it.
+- OFFERED in place of a token: the sweeper has sent a message for it; `lease` takes it, and while
+  `attempts` is 0 `waiting` still reads it. At `next_attempt_at` the message counts as lost.
 - with a lease token: a recovery attempt holds it, until `next_attempt_at`.
+
+So a message alone, which anybody may have written who reaches the broker, begins no attempt before
+its time.
 
 `finish` writes only to rows that are still where the caller found them. That is what makes an
 event final once, whoever else works on it.
@@ -17,8 +22,9 @@ from sqlalchemy import Connection, func, literal, or_, select, text, update
 
 from eventstore.bulk import bulk
 from eventstore.clock import in_seconds
-from eventstore.schema import events
+from eventstore.schema import Id, events
 from eventstore.values import (
+    OFFERED,
     DueEvent,
     EventKey,
     EventStatus,
@@ -49,7 +55,7 @@ def lease(
 ) -> list[PendingEvent]:
     """Count an attempt and hold the events for `seconds`; commit before working on them.
 
-    Only events that still have `attempts` attempts and no lease are taken, so a message that
+    Only events that the sweeper offers, with `attempts` attempts, are taken, so a message that
     arrives twice takes nothing the second time.
     """
     found: list[PendingEvent] = bulk(connection).lease(
@@ -61,7 +67,7 @@ def lease(
 def finish(connection: Connection, results: Sequence[Finished], token: str | None = None) -> int:
     """Write final states; returns how many rows were still ours to write.
 
-    `token` is that of the lease, None after `waiting`.
+    `token` is that of the lease, None after `waiting`: what is not leased then, offered or not.
     """
     written: int = bulk(connection).finish(connection, results, token) if results else 0
     return written
@@ -72,8 +78,10 @@ def postpone(
 ) -> None:
     """Note failed attempts and when the next one is due.
 
-    `lease` has counted its attempt already; after `waiting`, with no token, it is counted here.
+    `lease` has counted its attempt already; after `waiting`, with no token, it is counted here,
+    once, however many messages had it delivered at the same time.
     """
+    held = func.coalesce(events.c.lease_token, literal(OFFERED, Id)) == (token or OFFERED)
     for failure in failures:
         connection.execute(
             update(events)
@@ -81,7 +89,8 @@ def postpone(
                 events.c.user_id == failure.key.user_id,
                 events.c.id == failure.key.id,
                 events.c.status == EventStatus.PENDING,
-                events.c.lease_token.is_not_distinct_from(token),
+                held,
+                *([] if token else [events.c.attempts == 0]),
             )
             .values(
                 attempts=events.c.attempts + (0 if token else 1),
@@ -132,7 +141,7 @@ def take_due(
     ]
     exhausted = [event for event in taken if event.attempts > max_attempts]
     remaining = [event for event in taken if event.attempts <= max_attempts]
-    bulk(connection).end_leases(connection, [event.key for event in remaining], again_after)
+    bulk(connection).offer(connection, [event.key for event in remaining], again_after)
     for event in exhausted:
         connection.execute(
             update(events)

@@ -93,6 +93,7 @@ events = Table(
     Column("next_attempt_at", UtcDateTime, nullable=False),
     Column("processed_at", UtcDateTime),
     #: Names the recovery attempt that holds the row; whoever comes later with another is refused.
+    #: OFFERED while the row is on its way to one.
     Column("lease_token", Id),
     Column("type", Text, nullable=False),
     Column("source", Text, nullable=False),

@@ -21,6 +21,7 @@ from sqlalchemy import (
 from eventstore.clock import SQLITE_NOW, in_seconds
 from eventstore.schema import events, idempotency_keys, microseconds, users
 from eventstore.values import (
+    OFFERED,
     EventKey,
     EventStatus,
     Finished,
@@ -43,17 +44,19 @@ _ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 #: `executemany` takes it back after each row: the event loop and the writer then mostly wait.
 _INSERTS = {count: _INSERT_INTO + ", ".join([_ROW] * count) for count in (1_000, 100)}
 _INSERT = _INSERT_INTO + _ROW
-_WAITING = """
+#: As SQLAlchemy's Uuid stores it in SQLite.
+_OFFERED = OFFERED.replace("-", "")
+_WAITING = f"""
 SELECT e.id, e.type, e.payload, e.attempts, u.email
 FROM events e JOIN users u ON u.id = e.user_id
 WHERE e.user_id = ? AND e.id IN (SELECT value FROM json_each(?))
-  AND e.status = 1 AND e.attempts = 0 AND e.lease_token IS NULL
-"""
+  AND e.status = 1 AND e.attempts = 0 AND coalesce(e.lease_token, '{_OFFERED}') = '{_OFFERED}'
+"""  # noqa: S608  # our own constant
 _FINISH = f"""
 UPDATE events
 SET status = ?, properties = ?, processing_error = ?, processed_at = {SQLITE_NOW},
     lease_token = NULL
-WHERE user_id = ? AND id = ? AND status = 1 AND lease_token IS ?
+WHERE user_id = ? AND id = ? AND status = 1 AND coalesce(lease_token, '{_OFFERED}') = ?
 """  # noqa: S608  # our own constant
 
 _pending_columns = (
@@ -161,7 +164,7 @@ def waiting(connection: Connection, keys: Sequence[EventKey]) -> list[PendingEve
 def lease(
     connection: Connection, keys: Sequence[EventKey], *, attempts: int, token: str, seconds: float
 ) -> list[PendingEvent]:
-    """Count an attempt against the rows that still have `attempts`, and hold them for a time."""
+    """Count an attempt against offered rows that have `attempts`, and hold them for a time."""
     found = []
     for named in _named(keys):
         connection.execute(
@@ -170,7 +173,7 @@ def lease(
                 named,
                 events.c.status == EventStatus.PENDING,
                 events.c.attempts == attempts,
-                events.c.lease_token.is_(None),
+                events.c.lease_token == OFFERED,
             )
             .values(
                 attempts=events.c.attempts + 1,
@@ -191,7 +194,7 @@ def lease(
 
 def finish(connection: Connection, results: Sequence[Finished], token: str | None) -> int:
     """Write final states to rows that are PENDING under this token; returns how many were."""
-    held = _hex(token) if token else None
+    held = _hex(token or OFFERED)
     return connection.exec_driver_sql(
         _FINISH,
         [
@@ -201,13 +204,13 @@ def finish(connection: Connection, results: Sequence[Finished], token: str | Non
     ).rowcount
 
 
-def end_leases(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
-    """Take the rows from whoever held them, and leave them alone for `seconds`."""
+def offer(connection: Connection, keys: Sequence[EventKey], seconds: float) -> None:
+    """Take the rows from whoever held them, for a recovery that begins within `seconds`."""
     for named in _named(keys):
         connection.execute(
             update(events)
             .where(named, events.c.status == EventStatus.PENDING)
-            .values(lease_token=None, next_attempt_at=in_seconds(seconds))
+            .values(lease_token=OFFERED, next_attempt_at=in_seconds(seconds))
         )
 
 

@@ -16,6 +16,11 @@ class EventStatus(IntEnum):
     FAILED = 4
 
 
+#: In place of a lease's token: the sweeper has taken the row and sent a message for it, and the
+#: first recovery that comes may take it. What waits for a back-off to pass has no token at all.
+OFFERED = "00000000-0000-0000-0000-000000000000"
+
+
 class EventKey(NamedTuple):
     """What names an event everywhere: the primary key of its row."""
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from eventstore.values import (
+    OFFERED,
     Duplicate,
     EventStatus,
     KeyConflict,
@@ -36,6 +37,7 @@ class Row:
     due: Due
     status: EventStatus = EventStatus.PENDING
     attempts: int = 0
+    #: That of a lease, or OFFERED.
     token: str | None = None
 
 
@@ -71,20 +73,31 @@ class Model:
             expected[position] = Duplicate if taken == content else KeyConflict
         return expected, stored
 
-    def waiting(self, attempts: int) -> set[str]:
-        """Return what has so many attempts and no lease."""
+    def waiting(self) -> set[str]:
+        """Return what was never attempted and is not leased."""
         return {
             event_id
             for event_id, row in self.rows.items()
-            if row.status is EventStatus.PENDING and row.attempts == attempts and not row.token
+            if row.status is EventStatus.PENDING
+            and row.attempts == 0
+            and row.token in {None, OFFERED}
+        }
+
+    def offered(self, attempts: int) -> set[str]:
+        """Return what has so many attempts, and the sweeper has sent again."""
+        return {
+            event_id
+            for event_id, row in self.rows.items()
+            if row.status is EventStatus.PENDING
+            and row.attempts == attempts
+            and row.token == OFFERED
         }
 
     def held(self, hand: Hand) -> list[Row]:
         """Return the rows that whoever has this hand may still write to."""
         rows = [self.rows[event.key.id] for event in hand.events]
-        return [
-            row for row in rows if row.status is EventStatus.PENDING and row.token == hand.token
-        ]
+        tokens = {hand.token} if hand.token else {None, OFFERED}
+        return [row for row in rows if row.status is EventStatus.PENDING and row.token in tokens]
 
     def sweep(self, *, again: bool, patient: bool) -> set[tuple[str, int]]:
         """Take what is due; returns ids and attempts of what is dispatched again."""
@@ -94,10 +107,10 @@ class Model:
                 continue
             if patient and row.attempts == 0 and row.due is not Due.LONG_SINCE:
                 continue
-            row.token = None
             if row.attempts > MAX_ATTEMPTS:
-                row.status = EventStatus.FAILED
+                row.status, row.token = EventStatus.FAILED, None
             else:
+                row.token = OFFERED
                 row.due = Due.NOW if again else Due.NEVER
                 taken.add((event_id, row.attempts))
         return taken

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from eventstore.values import OFFERED
 from tests.faults.conftest import Case
 from tests.faults.ledger import query
 from tests.faults.probe import health
@@ -25,10 +26,7 @@ CLAIM = b"EXECUTE ingest_waiting"
 FINISH = b"EXECUTE ingest_finish"
 #: Events under a lease, but for those that another thread of the stopped worker has just locked;
 #: and how many of some events are not final.
-_HELD = (
-    "SELECT id::text FROM events WHERE status = 1 AND lease_token IS NOT NULL"
-    " FOR UPDATE SKIP LOCKED"
-)
+_HELD = "SELECT id::text FROM events WHERE status = 1 AND lease_token <> %s FOR UPDATE SKIP LOCKED"
 _OPEN = "SELECT count(*) FROM events WHERE status = 1 AND id = ANY (%s::uuid[])"
 
 
@@ -195,7 +193,7 @@ def test_a_late_finish_is_refused(trial: Trial, rig: Rig, case: Case) -> None:
         traps[1 - victim].release()
         rig.workers[victim].signal_all(signal.SIGSTOP)
         stopped = time.monotonic()
-        held = [row[0] for row in query(rig.url, _HELD)]
+        held = [row[0] for row in query(rig.url, _HELD, OFFERED)]
         eventually(lambda: not query(rig.url, _OPEN, held)[0][0], timeout=9, interval=0.1)
         case.note(f"done by another one after {time.monotonic() - stopped:.1f} s")
         traps[victim].release()

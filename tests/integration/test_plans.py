@@ -21,7 +21,7 @@ from eventstore.values import (
     Submission,
 )
 from tests.kit.plans import Plans
-from tests.kit.rows import add, new_user
+from tests.kit.rows import add, new_user, offer
 from tests.kit.server import closing_engine
 
 NOW = datetime.now(UTC)
@@ -67,6 +67,8 @@ def test_rows_are_found_by_their_key_in_the_partitions_of_their_ids(
     postgres: Engine, name: str, count: int
 ) -> None:
     keys = fill_today(postgres)[700 : 700 + count]
+    if name == "lease":
+        offer(postgres, keys)
     with postgres.begin() as connection:
         plans = Plans(connection)
         run(name, connection, keys)
@@ -150,6 +152,7 @@ def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(tmp_path: Path) -
         ]  # fmt: skip
         with engine.begin() as connection:
             sqlite.insert_keys(connection, rows)
+            sqlite.offer(connection, keys, 9)
             event.listen(connection, "before_cursor_execute", explain)
             assert (
                 len(sqlite.holders(connection, [(r.user_id, r.idempotency_key) for r in rows])) == 3
@@ -157,7 +160,7 @@ def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(tmp_path: Path) -
             assert (
                 len(sqlite.lease(connection, keys, attempts=0, token=str(uuid4()), seconds=9)) == 3
             )
-            sqlite.end_leases(connection, keys, 9)
+            sqlite.offer(connection, keys, 9)
             sqlite.free_keys(connection, rows)
 
     looked = [line for line in found if line.startswith(("SEARCH", "SCAN"))]

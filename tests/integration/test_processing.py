@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Engine
 
 from eventstore import processing
-from eventstore.values import EventKey, EventStatus, Finished
-from tests.kit.rows import add, make_due, new_user, row_of, rows_of
+from eventstore.values import EventKey, EventStatus, Finished, Postponed
+from tests.kit.rows import add, make_due, new_user, offer, row_of, rows_of
 from tests.kit.waiting import eventually
 from worker.pipeline import Enricher
 from worker.processor import Processor
@@ -43,6 +43,7 @@ def take_due(store: Engine, *, max_attempts: int = 5, patience: float = 0.0) -> 
 
 def lease_and_die(store: Engine, key: EventKey, *, attempts: int) -> None:
     """Begin an attempt whose lease is over at once, as after a crash."""
+    offer(store, [key])
     with store.begin() as connection:
         processing.lease(connection, [key], attempts=attempts, token=str(uuid4()), seconds=-1)
 
@@ -141,6 +142,7 @@ def test_an_event_that_fails_once_is_processed_by_the_next_attempt(store: Engine
 def test_recovery_counts_its_attempt_before_it_works(store: Engine) -> None:
     """So a worker that dies takes the attempt with it."""
     (key,) = add(store, {})
+    offer(store, [key])
     with store.begin() as connection:
         token = str(uuid4())
         held = processing.lease(connection, [key], attempts=0, token=token, seconds=15)
@@ -154,6 +156,7 @@ def test_recovery_counts_its_attempt_before_it_works(store: Engine) -> None:
 def test_who_comes_late_with_an_old_lease_is_refused(store: Engine) -> None:
     (key,) = add(store, {})
     late, current = str(uuid4()), str(uuid4())
+    offer(store, [key])
     with store.begin() as connection:
         processing.lease(connection, [key], attempts=0, token=late, seconds=15)
     make_due(store, [key])
@@ -175,6 +178,7 @@ def test_who_comes_late_with_an_old_lease_is_refused(store: Engine) -> None:
 
 def test_a_leased_event_is_neither_delivered_nor_leased_by_others(store: Engine) -> None:
     (key,) = add(store, {})
+    offer(store, [key])
     with store.begin() as connection:
         processing.lease(connection, [key], attempts=0, token=str(uuid4()), seconds=15)
     with store.begin() as connection:
@@ -184,6 +188,57 @@ def test_a_leased_event_is_neither_delivered_nor_leased_by_others(store: Engine)
             assert not processing.lease(
                 connection, [key], attempts=attempts, token=other, seconds=1
             )
+
+
+def test_messages_alone_begin_no_attempt_before_its_time(store: Engine) -> None:
+    """Whoever can write to the broker would have an event fail for good within milliseconds."""
+    (key,) = add(store, {"poison": True})
+    forging = processor(store, poisoned)
+    forging.first_delivery([key])
+    for attempts in (1, 2, 3, 4, 1):
+        forging.recover([key], attempts=attempts)
+
+    row = row_of(store, key)
+    assert (row.status, row.attempts) == (EventStatus.PENDING, 1)
+
+    make_due(store, [key])
+    assert take_due(store) == [key]
+    for attempts in (1, 1, 2, 3, 4):
+        forging.recover([key], attempts=attempts)
+
+    row = row_of(store, key)
+    assert (row.status, row.attempts) == (EventStatus.PENDING, 2)
+
+
+def test_a_recovery_before_the_first_delivery_waits_for_the_sweeper_too(store: Engine) -> None:
+    (key,) = add(store, {})
+    processor(store).recover([key], attempts=0)
+    assert row_of(store, key).attempts == 0
+
+    processor(store).first_delivery([key])
+    assert row_of(store, key).status == EventStatus.PROCESSED
+
+
+def test_a_first_delivery_that_comes_after_the_sweep_is_as_good(store: Engine) -> None:
+    late, failing = add(store, {}, {"poison": True}, due_in=-1)
+    assert take_due(store) == [late, failing]
+    processor(store, poisoned).first_delivery([late, failing])
+
+    assert row_of(store, late).status == EventStatus.PROCESSED
+    assert row_of(store, failing).attempts == 1
+    processor(store, poisoned).recover([failing], attempts=1)
+    assert row_of(store, failing).attempts == 1, "it is put off"
+
+
+def test_a_delivery_that_comes_several_times_at_once_counts_one_attempt(store: Engine) -> None:
+    (key,) = add(store, {"poison": True})
+    with store.begin() as connection:
+        assert len(processing.waiting(connection, [key])) == 1
+    for _ in range(5):  # Each has read the event before any of them has written.
+        with store.begin() as connection:
+            processing.postpone(connection, [Postponed(key, 0.0, "why")])
+
+    assert row_of(store, key).attempts == 1
 
 
 def test_leases_that_run_out_five_times_and_once_more_end_as_failed_with_a_reason(

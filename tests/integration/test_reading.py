@@ -10,6 +10,7 @@ from google.protobuf import json_format
 
 from ingest.v1 import event_pb2
 from tests.kit.caller import Caller, at, event, refused
+from tests.kit.rows import offer
 from tests.kit.server import Service, closing_engine, keys_of
 from worker.processor import Processor
 
@@ -65,6 +66,7 @@ def test_a_failed_event_shows_its_attempts_and_why_and_keeps_its_payload(
         processor = Processor(engine, enrichers=[broken], max_attempts=2, lease_seconds=15)
         processor.first_delivery(keys)
         waiting = alice.get(receipt.event_id)
+        offer(engine, keys)
         processor.recover(keys, attempts=1)
     stored = alice.get(receipt.event_id)
 

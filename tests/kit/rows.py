@@ -9,6 +9,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, Row, select, update
 
 from eventstore.accept import accept
+from eventstore.bulk import bulk
 from eventstore.clock import in_seconds
 from eventstore.schema import events
 from eventstore.values import EventKey, NewEvent, Submission, User
@@ -78,3 +79,9 @@ def make_due(store: Engine, keys: Sequence[EventKey], seconds: float = -1.0) -> 
             .where(events.c.id.in_([key.id for key in keys]))
             .values(next_attempt_at=in_seconds(seconds))
         )
+
+
+def offer(store: Engine, keys: Sequence[EventKey]) -> None:
+    """Do with the events what a sweep does that finds them due: a recovery may take them now."""
+    with store.begin() as connection:
+        bulk(connection).offer(connection, keys, 15.0)
