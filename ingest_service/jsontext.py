@@ -22,8 +22,9 @@ _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 _INT_DIGITS = 20
 #: A compact text of so many characters cannot open more levels.
 _SMALL = 2 * MAX_DEPTH
-#: How many times its size a text may take when its numbers are written out, as JSONB does.
-_MAX_EXPANSION = 4
+#: How many times its size may be added when numbers are written out, as JSONB does: a text then
+#: takes four times as much at most, with half for the spaces that JSONB puts between values.
+_MAX_ADDED = 2.5
 #: Digits of the longest double.
 _LONGEST_EXPANSION = 309
 
@@ -119,9 +120,9 @@ def check(value: Any, compact: bytes) -> None:
     ):
         return
     exponents = compact.count(b"+") + compact.count(b"e-")
-    if exponents * _LONGEST_EXPANSION > (_MAX_EXPANSION - 1) * len(compact):
+    if exponents * _LONGEST_EXPANSION > _MAX_ADDED * len(compact):
         written_out = sum(_digits(found) for _, found in _walk(value) if type(found) is float)
-        if written_out > (_MAX_EXPANSION - 1) * len(compact) + 2 * _LONGEST_EXPANSION:
+        if written_out > _MAX_ADDED * len(compact) + 2 * _LONGEST_EXPANSION:
             raise JsonRefused("", _EXPANDS)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 from google.protobuf.message import Message
-from sqlalchemy import LargeBinary, cast, func, select
+from sqlalchemy import LargeBinary, Text, cast, func, select
 from sqlalchemy.sql.functions import FunctionElement
 
 from eventstore.schema import events
@@ -141,10 +141,17 @@ def measure(service: Service, alice: Caller, receipt: event_pb2.EventReceipt) ->
         costs[f"answer in format {form}"] = len(answer)
     with closing_engine(service.database_url) as engine, engine.connect() as connection:
         columns = (events.c.payload, events.c.properties)
+        is_postgresql = engine.dialect.name == "postgresql"
         sizes: list[FunctionElement[int]] = (
             [func.pg_column_size(column) for column in columns]
-            if engine.dialect.name == "postgresql"
+            if is_postgresql
             else [func.length(cast(column, LargeBinary)) for column in columns]
         )
         row = connection.execute(select(*sizes).where(events.c.id == receipt.event_id)).one()
+        if is_postgresql:
+            # On disk it is compressed; whoever reads it is sent this text.
+            told = select(func.octet_length(cast(events.c.payload, Text)))
+            costs["text"] = connection.execute(
+                told.where(events.c.id == receipt.event_id)
+            ).scalar_one()
     return costs | {"row": sum(size or 0 for size in row)}
