@@ -40,7 +40,7 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 #: Large messages that wait to be decoded.
-_WAITING_MESSAGES = 64
+_WAITING_MESSAGES = 128
 #: Transactions in which the intake writes at the same time; SQLite allows one.
 _WRITERS = 2
 #: Part of the drain time after which open streams are told to go elsewhere.
@@ -60,15 +60,17 @@ async def serve(
     work.
     """
     broker = build_broker(settings.require_broker_url())
+    told = _told_by_signals()
     async with _server(
         settings, settings.require_database_url(), broker, reuse_port=reuse_port
     ) as front:
         on_ready(front.port)
-        await _told_to_stop(front)
+        await _told_to_stop(front, told)
 
 
 async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
     """Run server, worker and sweeper in this process, on SQLite in the data directory."""
+    told = _told_by_signals()
     url = f"sqlite:///{database_file(settings.data_dir)}"
     with storage_errors():
         migrations.upgrade(url)
@@ -82,7 +84,7 @@ async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None])
     try:
         async with _server(settings, url, broker, reuse_port=False) as front:
             on_ready(front.port)
-            await _told_to_stop(front)
+            await _told_to_stop(front, told)
     finally:
         await asyncio.to_thread(worker.stop)
 
@@ -190,15 +192,20 @@ async def _server(
         log.info("server_stopped")
 
 
-async def _told_to_stop(front: Front) -> None:
-    """Wait for SIGTERM or SIGINT; a second one ends the process at once.
+def _told_by_signals() -> asyncio.Event:
+    """Return what SIGTERM and SIGINT set; one that comes during the start is kept for later."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    return told
+
+
+async def _told_to_stop(front: Front, told: asyncio.Event) -> None:
+    """Wait until told to stop by a signal; a second one ends the process at once.
 
     Raises ServerLost when there is nothing to wait for any more.
     """
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
     waiting = {asyncio.create_task(told.wait()), asyncio.create_task(front.keep())}
     try:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -20,7 +20,7 @@ from tests.kit.caller import event, refused
 from tests.kit.server import Service, running, settings_for
 from tests.kit.waiting import eventually
 
-#: Calls of one user that may wait for the decoder.
+#: Calls of one user: half as many as may wait for the decoder.
 WAITING = 32
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.kit.caller import Caller, event
-from tests.kit.server import BIN, Service, running
+from tests.kit.processes import start_process
+from tests.kit.server import BIN, Service, record, running
 from tests.kit.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +162,22 @@ def test_what_is_stored_can_be_read_by_its_user_alone(dev: Service, env: dict[st
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {"ingest.db", "ingest.db-wal", "ingest.db-shm", "jwt_secret"} <= modes.keys()
     assert set(modes.values()) == {0o600}
+
+
+def test_a_signal_that_comes_during_the_start_ends_it_in_good_order(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    starting = start_process(
+        [BIN / "ingest-service", "dev"],
+        tmp_path,
+        env=env,
+        ready=lambda started: record(started, "worker_started"),
+    )
+    try:
+        starting.terminate()
+        assert starting.wait() == 0
+    finally:
+        starting.kill_group()
 
 
 def test_a_folder_that_was_there_keeps_its_mode_and_what_is_made_in_it_is_ones_own(
