@@ -26,11 +26,11 @@ def acknowledge_before_commit(_text: str) -> Patches:
     def patch(writer: Any) -> None:
         write = writer.Writer.write
 
-        def early(self: Any, submissions: Any) -> Any:
+        def early(self: Any, submissions: Any, **how: Any) -> Any:
             def later() -> None:
                 time.sleep(0.3)
                 try:
-                    write(self, submissions)
+                    write(self, submissions, **how)
                 except Exception:  # noqa: BLE001  # that is the bug
                     self.disconnect()
 
@@ -48,9 +48,9 @@ def swallow_failed_group(_text: str) -> Patches:
     def patch(writer: Any) -> None:
         write = writer.Writer.write
 
-        def calm(self: Any, submissions: Any) -> Any:
+        def calm(self: Any, submissions: Any, **how: Any) -> Any:
             try:
-                return write(self, submissions)
+                return write(self, submissions, **how)
             except Exception:  # noqa: BLE001  # that is the bug
                 self.disconnect()
                 return [{} for _ in submissions], {}
@@ -260,12 +260,12 @@ def wait_for_redis(_text: str) -> Patches:
         write = writer.Writer.write
         client = redis.Redis.from_url(os.environ["INGEST_BROKER_URL"], socket_timeout=0.3)
 
-        def patient(self: Any, submissions: Any) -> Any:
+        def patient(self: Any, submissions: Any, **how: Any) -> Any:
             try:
                 client.ping()
             except redis.RedisError:
                 time.sleep(3.3)
-            return write(self, submissions)
+            return write(self, submissions, **how)
 
         writer.Writer.write = patient
 
