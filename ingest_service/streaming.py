@@ -166,6 +166,7 @@ class StreamIntake:
         if self._overdrawn:
             left = self._ends_at - time.monotonic()
             if left > 0:
+                # Until it is paid for; others of the same user may take more meanwhile.
                 await asyncio.sleep(min(self._overdrawn, _LONGEST_SLEEP, left))
                 self._overdrawn = self._limits.submit_wait(self._user.id)
             else:

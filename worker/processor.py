@@ -166,7 +166,7 @@ class Processor:
         def work() -> None:
             for event in events:
                 # Each for itself: whoever strikes sees how far it came.
-                outcomes.append(self._processed(event, now, counted=counted))  # noqa: PERF401
+                outcomes.append(self._processed(event, now, counted=counted))  # noqa: PERF401  # see above
 
         try:
             self._limit.run(work)

@@ -36,7 +36,7 @@ def test_a_backlog_at_the_start(trial: Trial, rig: Rig, case: Case) -> None:
     rows = case.count(30_000, 1_000_000)
     trial.submit({})
     load = trial.load()
-    time.sleep(2)
+    time.sleep(2)  # so long for a baseline
     load.stop()
     calm = trial.unary_ms()
     for worker in rig.workers:
@@ -60,7 +60,7 @@ def test_a_backlog_at_the_start(trial: Trial, rig: Rig, case: Case) -> None:
         worker.start()
     began = time.monotonic()
     load = trial.load()
-    time.sleep(2)
+    time.sleep(2)  # as long beside the backlog
     ended = time.monotonic()
     load.stop()
     live = trial.steady_ms(load, began, ended)

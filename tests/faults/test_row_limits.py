@@ -253,7 +253,7 @@ def test_a_lasting_fault(trial: Trial, rig: Rig, case: Case) -> None:
     try:
         time.sleep(case.count(3, 60))
         rig.redis.kill()
-        time.sleep(case.count(2, 60))
+        time.sleep(case.count(2, 60))  # the fault lasts so long
         load.stop()
         drained = trial.settle(60)
         trial.verdict(allowed=BROKER_LINES)

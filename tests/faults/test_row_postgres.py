@@ -63,7 +63,7 @@ def test_a_database_that_is_down(trial: Trial, rig: Rig, case: Case) -> None:
         memory = resident(rig.server.pids())
         rig.postgres.stop("fast")
         down = time.monotonic()
-        time.sleep(case.count(5, 300))
+        time.sleep(case.count(5, 300))  # the fault lasts so long
         more = resident(rig.server.pids()) - memory
         up = time.monotonic()
         rig.postgres.start()

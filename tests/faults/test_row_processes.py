@@ -58,11 +58,11 @@ def test_one_of_two_server_processes_is_killed(trial: Trial, rig: Rig, case: Cas
         trial.load()
         gaps = []
         for turn in range(case.count(2, 50)):
-            time.sleep(0.7)
+            time.sleep(0.7)  # so much load between two kills
             # The older one, so that each is killed in turn: who is called is the kernel's choice.
             os.kill(rig.server.children()[0], signal.SIGKILL)
             killed = time.monotonic()
-            eventually(lambda count=turn + 3: _started(trial) == count)  # type: ignore[misc]
+            eventually(lambda count=turn + 3: _started(trial) == count)  # type: ignore[misc]  # mypy: a default in a lambda
             gaps.append((killed, time.monotonic()))
         history = trial.verdict(allowed=[r'"event": "server_process_ended"'])
 

@@ -37,7 +37,7 @@ def test_flushed_queues(trial: Trial, rig: Rig, case: Case) -> None:
     for _ in range(case.count(3, 12)):
         for worker in rig.workers:
             worker.signal_all(signal.SIGSTOP)
-        time.sleep(0.3)
+        time.sleep(0.3)  # so much load that nobody takes gathers in the queue
         _client(rig).flushall()
         for worker in rig.workers:
             worker.signal_all(signal.SIGCONT)
@@ -80,7 +80,7 @@ def test_work_goes_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None:
     time.sleep(2)
     began = time.monotonic()
     rig.redis.kill()
-    time.sleep(case.count(5, 300))
+    time.sleep(case.count(5, 300))  # the fault lasts so long
     ended, oldest = time.monotonic(), _oldest_open(rig)
     rig.redis.start()
     trial.verdict(allowed=BROKER_LINES)

@@ -17,8 +17,7 @@ from tests.hostile.frames import Connection, message
 from tests.kit.caller import Caller, event
 from tests.kit.certificates import Authority, write
 from tests.kit.processes import Processes
-from tests.kit.server import BIN, Service, Start, records, settings_for
-from tests.kit.services import free_port
+from tests.kit.server import BIN, Service, Start, records, settings_for, two_processes
 from tests.kit.tokens import make_token
 from tests.kit.waiting import eventually
 
@@ -57,7 +56,7 @@ def is_served(service: Service, credentials: grpc.ChannelCredentials | None = No
         try:
             return Caller(channel, make_token()).is_served()
         except grpc.RpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017
+            assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017  # or it was answered
             return False
 
 
@@ -148,23 +147,16 @@ def test_several_processes_all_stay(
     database_url: str, redis_url: str, processes: Processes
 ) -> None:
     """The kernel gives a connection to whichever listens: all of them must."""
-    env = settings_for(database_url, redis_url, PROCESSES="2", LISTEN=f"127.0.0.1:{free_port()}")
-    process = processes.start(
-        BIN / "ingest-service",
-        "serve",
-        env=env,
-        ready=lambda started: started.stderr().count("server_started") == 2,
-    )
-    service = Service(process, env)
+    service = two_processes(processes, database_url, redis_url)
     for number in range(1, 9):
         with poisoned(service):
             eventually(partial(was_replaced, service, number))
     for _ in range(30):
         assert is_served(service)
-    assert process.stderr().count("server_started") == 2
-    assert "server_process_ended" not in process.stderr()
+    assert service.process.stderr().count("server_started") == 2
+    assert "server_process_ended" not in service.process.stderr()
     assert service.stop() == 0
-    assert process.stderr().count("server_stopped") == 2
+    assert service.process.stderr().count("server_stopped") == 2
 
 
 def port_of(service: Service, is_late: Callable[[], bool]) -> socket.socket | None:

@@ -237,7 +237,7 @@ def test_watchers_of_health_are_limited(service: Service) -> None:
                 connection.open("", service.nobody(), message(b""), **WATCH)
             # Not all at once: when a thousand wait to begin, gRPC refuses some at random.
             eventually(
-                lambda one=connection: len(one.begun() | one.ended().keys()) == MAX_STREAMS  # type: ignore[misc]
+                lambda one=connection: len(one.begun() | one.ended().keys()) == MAX_STREAMS  # type: ignore[misc]  # mypy: a default in a lambda
             )
         calls = len(made) * MAX_STREAMS
 
@@ -258,7 +258,7 @@ def is_told(stub: Any) -> bool:
     try:
         return bool(next(watch).status)
     except grpc.RpcError as error:
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017  # or it was told
         return False
     finally:
         watch.cancel()

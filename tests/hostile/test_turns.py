@@ -45,8 +45,8 @@ def test_large_messages_wait_unparsed(busy: Service) -> None:
     with watching_rss(busy) as seen, ThreadPoolExecutor(30) as pool:
         answers = [pool.submit(refused, greedy.wire, "SubmitEvent", wire) for _ in range(30)]
         while not all(answer.done() for answer in answers):
-            health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]
-            time.sleep(0.01)
+            health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]  # a stub's
+            time.sleep(0.01)  # to leave the machine to the server
 
     verdicts = {answer.result().verdict for answer in answers}
     assert ("INVALID_ARGUMENT", "FIELD_INVALID") in verdicts

@@ -1,6 +1,5 @@
 """The command `ingest-service`: what it prints, and how it ends."""
 
-import socket
 import subprocess
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from tests.kit.caller import Caller
 from tests.kit.processes import Processes
 from tests.kit.rows import add
-from tests.kit.server import BIN, Service, closing_engine, settings_for
+from tests.kit.server import BIN, Service, closing_engine, settings_for, two_processes
 from tests.kit.tokens import SECRET
 
 NOTHING = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
@@ -172,18 +171,8 @@ def test_several_processes_share_one_port(
     database_url: str, redis_url: str, processes: Processes
 ) -> None:
     """Started by a supervisor, which ends them in good order."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = settings_for(database_url, redis_url, PROCESSES="2", LISTEN=f"127.0.0.1:{port}")
-    process = processes.start(
-        BIN / "ingest-service",
-        "serve",
-        env=env,
-        ready=lambda started: started.stderr().count("server_started") == 2,
-    )
-    service = Service(process, env)
+    service = two_processes(processes, database_url, redis_url)
     assert service.caller().is_served()
 
     assert service.stop() == 0
-    assert process.stderr().count("server_stopped") == 2
+    assert service.process.stderr().count("server_stopped") == 2

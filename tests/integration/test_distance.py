@@ -13,9 +13,10 @@ from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.schema import events, idempotency_keys
 from eventstore.values import Duplicate, KeyConflict, NotStorable, Submission
-from ingest_service.writer import Writer
+from ingest_service.writer import _SLOW_SECONDS, Writer
 from tests.integration.test_accept import ALICE, made
 from tests.kit.proxy import Proxy
+from tests.kit.waiting import eventually
 
 #: Seconds each way, and there and back.
 LATENCY = 0.2
@@ -27,6 +28,9 @@ _KEYS = select(idempotency_keys.c.key, idempotency_keys.c.event_id).where(
     idempotency_keys.c.user_id == bindparam("user_id")
 )
 _EVENTS = select(events.c.id).where(events.c.user_id == bindparam("user_id"))
+
+#: Round trips that are no reason to ask for the distance.
+QUICK = _SLOW_SECONDS / ROUND_TRIP
 
 Write = Callable[..., tuple[Verdicts, float]]
 
@@ -68,11 +72,11 @@ def test_a_large_group_takes_one_round_trip_once_the_distance_is_known(
 
     Asking, and preparing a statement, cost one more each, the first time.
     """
-    write("near")
+    # A group that was slow for another reason has the distance asked for, with the next one.
+    eventually(lambda: write("near")[1] < QUICK)
     line.latency = LATENCY
 
-    # Four and more, or three where the machine was so slow that the near one told it.
-    assert write("slow")[1] > 2
+    assert write("slow")[1] >= 4
     assert write("asking")[1] < 4
     assert write("far")[1] < 2
     verdicts, trips = write("far")

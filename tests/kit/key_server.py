@@ -76,7 +76,7 @@ class KeyServer:
                 self.end_headers()
                 self.wfile.write(owner.body)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class's name
                 pass
 
         class Quiet(ThreadingHTTPServer):

@@ -19,7 +19,8 @@ from eventstore.schema import events, users
 from eventstore.values import EventKey
 from tests.kit.caller import Caller
 from tests.kit.databases import fresh_database
-from tests.kit.processes import Process, start_process
+from tests.kit.processes import Process, Processes, start_process
+from tests.kit.services import free_port
 from tests.kit.tokens import SECRET, make_token
 from worker.pipeline import Enricher
 from worker.processor import Processor
@@ -109,6 +110,18 @@ def settings_for(database_url: str, broker_url: str, **more: str) -> dict[str, s
         "DRAIN_SECONDS": "5",
     } | more
     return {f"INGEST_{name}": value for name, value in env.items()}
+
+
+def two_processes(processes: Processes, database_url: str, redis_url: str) -> Service:
+    """Start a server of two processes, and return it once both take calls."""
+    env = settings_for(database_url, redis_url, PROCESSES="2", LISTEN=f"127.0.0.1:{free_port()}")
+    process = processes.start(
+        BIN / "ingest-service",
+        "serve",
+        env=env,
+        ready=lambda started: started.stderr().count("server_started") == 2,
+    )
+    return Service(process, env)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_work_is_struck_once_and_may_clean_up() -> None:
 def test_work_that_is_done_in_time_is_left_alone() -> None:
     limit, done = limit_of(LONG), []
     for number in range(20):
-        limit.run(lambda number=number: done.append(number))  # type: ignore[misc]
+        limit.run(lambda number=number: done.append(number))  # type: ignore[misc]  # mypy: a default in a lambda
 
     assert done == list(range(20))
 

@@ -217,7 +217,7 @@ def crash(text: str) -> Patches:
     """Ends server and worker by SIGSEGV so many seconds after each start."""
 
     def soon() -> None:
-        time.sleep(float(text))
+        time.sleep(float(text))  # as told
         os.kill(os.getpid(), signal.SIGSEGV)
 
     def patch(name: str) -> Callable[[ModuleType], None]:
@@ -264,7 +264,7 @@ def wait_for_redis(_text: str) -> Patches:
             try:
                 client.ping()
             except redis.RedisError:
-                time.sleep(3.3)
+                time.sleep(3.3)  # that is the bug
             return write(self, submissions, **how)
 
         writer.Writer.write = patient
