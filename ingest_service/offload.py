@@ -1,6 +1,7 @@
 """Runs what would block the event loop in a small, bounded set of threads."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,10 @@ class Offload:
     def __init__(self, name: str, *, threads: int, waiting: int) -> None:
         """Take the number of threads, and of calls that each may have waiting."""
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        # All at once, for later there may be no memory for one: each waits for the others to start.
+        everybody = threading.Barrier(threads)
+        for _ in range(threads):
+            self._executor.submit(everybody.wait)
         self._free = threads * waiting
         self._calls_each = max(1, self._free // 2)
         self._threads_each = max(1, threads - 1)

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NoReturn
 
 import structlog
 from sqlalchemy import Connection, Engine
@@ -22,7 +23,7 @@ from eventstore.errors import PermanentStorageError, TransientStorageError, stor
 from eventstore.values import EventKey, EventStatus, Finished, PendingEvent, Postponed
 from worker.pipeline import Enricher, process
 from worker.solitude import Solitude
-from worker.timelimit import OutOfTime, TimeLimit
+from worker.timelimit import NoThread, OutOfTime, TimeLimit
 
 log = structlog.get_logger()
 
@@ -148,13 +149,7 @@ class Processor:
                 log.info(name, event_id=result.key.id, reason=result.error)
         log.info("event_processed", count=written, recovered=token is not None)
         if self._limit.stuck > _MOST_STUCK:
-            log.error(
-                "process_ended",
-                reason="too many enrichers never returned",
-                event_id=outcomes[-1].key.id,
-            )
-            # At once: an end in good order would be one of waiting, and nothing is lost.
-            os._exit(1)
+            _end_process("too many enrichers never returned", outcomes[-1].key)
 
     def _outcomes(
         self, events: Sequence[PendingEvent], *, counted: bool
@@ -178,6 +173,9 @@ class Processor:
                 log.warning("event_postponed", event_id=event.key.id, reason=reason)
                 in_time.append(self._failed(event, reason, counted=counted))
             return in_time
+        except NoThread:
+            # Going on would use up the attempts of whatever comes here.
+            _end_process("no thread can be started", events[0].key)
         return outcomes
 
     def _processed(
@@ -217,3 +215,9 @@ class Processor:
     def _synchronise(self, connection: Connection) -> None:
         if self._clock.stale:
             self._clock.synchronise(connection)
+
+
+def _end_process(reason: str, key: EventKey) -> NoReturn:
+    """End at once: an end in good order would be one of waiting, and nothing is lost."""
+    log.error("process_ended", reason=reason, event_id=key.id)
+    os._exit(1)

@@ -19,6 +19,10 @@ class OutOfTime(BaseException):
     """Raised in work that took too long; no Exception, so that no enricher swallows it."""
 
 
+class NoThread(Exception):
+    """Raised when no thread can be started: memory or a limit of the system is used up."""
+
+
 class TimeLimit:
     """Runs work for so many seconds at most; safe to call from several threads.
 
@@ -37,12 +41,12 @@ class TimeLimit:
     def run(self, work: Callable[[], None]) -> None:
         """Do the work and raise what it raises, OutOfTime when it took too long.
 
-        After OutOfTime the work may still be going on.
+        After OutOfTime the work may still be going on. Raises NoThread with nothing begun.
         """
         try:
             lent = self._idle.pop()
         except IndexError:
-            lent = _Lent()
+            lent = _start()
         lent.begin(work)
         if lent.is_done(self._seconds):
             error = lent.error
@@ -105,6 +109,14 @@ class _Lent:
         except OutOfTime:
             # Struck on the way out of its work.
             self._answers.put(None)
+
+
+def _start() -> _Lent:
+    try:
+        return _Lent()
+    except RuntimeError as error:
+        # "can't start new thread"
+        raise NoThread from error
 
 
 def _error_of(work: Callable[[], None]) -> BaseException | None:

@@ -29,7 +29,7 @@ from tests.kit.waiting import eventually
 
 _DESCRIPTORS = 64
 #: What a worker without memory says.
-_SHORT = ("MemoryError", "out of memory")
+_SHORT = ("MemoryError", "out of memory", "no thread can be started")
 
 
 @pytest.mark.beside_others
@@ -191,7 +191,7 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
     time.sleep(case.count(2, 30))
     # The other one stands still: what takes memory comes to the one that has none.
     rig.workers[0].signal_all(signal.SIGSTOP)
-    trial.submit({"fault": "take", "bytes": 128 << 20})
+    greedy = trial.submit({"fault": "take", "bytes": 128 << 20})
     short = eventually(
         lambda: (
             [f"ended with {restart.code}" for restart in limited.restarts[restarts:]]
@@ -203,8 +203,17 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
     for member in (rig.server, *rig.workers):
         member.kill_and_wait()
     history = trial.verdict(
+        # On a busy machine all its attempts may come before the other worker goes on.
+        may_fail=[trial.keys[greedy]],
         may_crash=(rig.server, *rig.workers),
-        allowed=[*CHILD_LINES, r"Too many open files", r"OSError", r"MemoryError", r"EMFILE"],
+        allowed=[
+            *CHILD_LINES,
+            r"Too many open files",
+            r"OSError",
+            r"MemoryError",
+            r"EMFILE",
+            r"process_ended.*no thread can be started",
+        ],
     )
 
     case.note(

@@ -1,6 +1,8 @@
 """The time limit of a worker's pipeline: it ends what is in it, and nothing else."""
 
 import ctypes
+import subprocess
+import sys
 import threading
 import time
 
@@ -113,3 +115,26 @@ def test_a_strike_at_the_moment_that_work_ends_strikes_nothing_else(
 
 def _wait(release: threading.Event) -> None:
     release.wait(LONG)
+
+
+NO_MEMORY = """
+import resource
+from pathlib import Path
+from worker.timelimit import NoThread, TimeLimit
+
+begun = []
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)
+try:
+    TimeLimit(60, grace_seconds=60).run(lambda: begun.append(1))
+except NoThread:
+    print("no thread", begun)
+"""
+
+
+def test_where_no_thread_can_be_started_no_work_is_begun() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, check=False
+    )
+
+    assert (process.stdout, process.stderr) == ("no thread []\n", "")
