@@ -136,7 +136,7 @@ def test_a_full_redis(trial: Trial, rig: Rig, case: Case) -> None:
     client.config_set("maxmemory", 4 << 20)  # less than is used: every write is refused
     began, lines = time.monotonic(), _noise(trial)
     time.sleep(case.count(5, 60))
-    ended, written, oldest = time.monotonic(), _noise(trial) - lines, _oldest_open(rig)
+    written, ended, oldest = _noise(trial) - lines, time.monotonic(), _oldest_open(rig)
     client.flushall()
     client.config_set("maxmemory", 0)
     trial.verdict(allowed=BROKER_LINES)
