@@ -30,26 +30,39 @@ def examine_listener(settings: Settings) -> Iterator[Finding]:
         "tokens travel in the clear from where TLS ends to here: keep that way private",
     )  # fmt: skip
     if settings.tls_cert_file is not None:
-        yield _lifetime("certificate", settings.tls_cert_file)
+        yield _lifetimes("certificate", settings.tls_cert_file)
     if settings.tls_key_file is not None:
         yield _mode(settings.tls_key_file)
     if settings.tls_client_ca_file is not None:
-        yield _lifetime("client CA", settings.tls_client_ca_file)
+        yield _lifetimes("client CA", settings.tls_client_ca_file)
 
 
-def _lifetime(check: str, file: Path) -> Finding:
-    """Judge the first certificate of a file: that of the server, or the authority itself."""
+def _lifetimes(check: str, file: Path) -> Finding:
+    """Judge every certificate of a file: whoever is shown a chain refuses all of it for one."""
     try:
-        certificate = x509.load_pem_x509_certificates(file.read_bytes())[0]
+        certificates = x509.load_pem_x509_certificates(file.read_bytes())
     except (OSError, ValueError):
         return Finding(check, Verdict.FAIL, "cannot be read as PEM certificates")
+    # The one that ends first comes first: where all are in order, it alone is told.
+    certificates.sort(key=lambda certificate: certificate.not_valid_after_utc)
+    found = [_lifetime(check, certificate) for certificate in certificates]
+    wrong = [finding for finding in found if finding.verdict is not Verdict.OK]
+    if not wrong:
+        return found[0]
+    failed = any(finding.verdict is Verdict.FAIL for finding in wrong)
+    text = "; ".join(finding.text for finding in wrong)
+    return Finding(check, Verdict.FAIL if failed else Verdict.WARN, text)
+
+
+def _lifetime(check: str, certificate: x509.Certificate) -> Finding:
+    name = certificate.subject.rfc4514_string()
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     now = datetime.now(UTC)
     if not begins <= now <= ends:
-        text = f"valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d %H:%M} UTC only"
+        text = f"{name} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC only"
         return Finding(check, Verdict.FAIL, f"{text}: nobody accepts it now, renew it")
     return judged(
-        check, ends - now > _RENEW, f"ends on {ends:%Y-%m-%d}",
+        check, ends - now > _RENEW, f"{name} ends on {ends:%Y-%m-%d}",
         "renew it; a server takes new files without a restart",
     )  # fmt: skip
 

@@ -103,3 +103,26 @@ def test_a_certificate_that_ends_soon_is_a_warning_and_one_that_has_ended_fails(
     for check in ("certificate", "client CA"):
         assert found[check][0] == verdict
         assert ("renew it" in found[check][1]) == (verdict != "ok")
+
+
+@pytest.mark.parametrize(
+    "since, days, code, verdict",
+    [(-3, -1, 1, "fail"), (1, 100, 1, "fail"), (-3, 13, 0, "warn"), (-3, 100, 0, "ok")],
+    ids=["ended", "not yet valid", "ends soon", "in order"],
+)
+def test_every_certificate_of_a_chain_is_judged_and_named(
+    env: dict[str, str], tmp_path: Path, since: int, days: int, code: int, verdict: str
+) -> None:
+    """A server shows the chain whole, and clients refuse it for the one in the middle."""
+    root, middle = Authority("Root"), Authority("Middle")
+    leaf, key = middle.issue("leaf", days=300)
+    chain = leaf + root.certify(middle, since=since, days=days)
+    write(tmp_path, chain, key)
+    (tmp_path / "ca.pem").write_bytes(Authority("Another", days=300).pem + chain)
+    ended, found = examine(env, "--allow-unsafe-durability")
+
+    assert ended == code
+    for check in ("certificate", "client CA"):
+        assert found[check][0] == verdict
+        assert found[check][1].startswith("CN=Middle ")
+        assert "CN=leaf" not in found[check][1]

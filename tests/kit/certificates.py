@@ -27,6 +27,13 @@ class Authority:
         """The certificate to trust."""
         return self._certificate.public_bytes(Encoding.PEM)
 
+    def certify(self, other: "Authority", *, days: int = 1, since: int = -3) -> bytes:
+        """Return a certificate of another authority: what stands in the middle of a chain."""
+        certificate = self._sign(
+            other._name, other._key.public_key(), authority=True, days=days, since=since
+        )
+        return certificate.public_bytes(Encoding.PEM)
+
     def issue(
         self, name: str = "localhost", *, days: int = 1, host: str = ""
     ) -> tuple[bytes, bytes]:
@@ -44,6 +51,7 @@ class Authority:
         *,
         authority: bool = False,
         days: int = 1,
+        since: int = -3,
         host: str = "",
     ) -> x509.Certificate:
         now = datetime.now(UTC)
@@ -55,7 +63,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=3))
+            .not_valid_before(now + timedelta(days=since))
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
