@@ -15,6 +15,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 #: RFC 7518 section 3.2: an HS256 key is at least as long as the hash, 256 bits.
 MIN_JWT_SECRET_BYTES = 32
 _LARGEST_PORT = 65_535
+#: The most of what else has no end: what is beyond is a mistake, or breaks dates and time-outs.
+_YEAR = 31_536_000
+_MOST_DAYS = 10_000
+_MOST = 1_000_000_000
 #: What a database URL starts with (see engine.normalise_url).
 _DATABASES = ("postgresql://", "postgres://", "postgresql+psycopg2://", "sqlite://")
 
@@ -79,7 +83,7 @@ class Settings(BaseSettings):
     jwt_issuer: Text = Field("ingest", description="required `iss` of a token")
     jwt_audience: Text = Field("ingest", description="required `aud` of a token")
     jwt_max_ttl_seconds: int = Field(
-        86_400, ge=60, description="longest accepted life of a token, `exp` minus `iat`"
+        86_400, ge=60, le=_YEAR, description="longest accepted life of a token, `exp` minus `iat`"
     )
     jwt_revocation_file: Path | None = Field(
         None, description="JSON file of revoked tokens, in force within five seconds"
@@ -88,39 +92,53 @@ class Settings(BaseSettings):
     user_events_per_second: float = Field(
         0,
         ge=0,
+        le=_MOST,
         description="events that a user may submit to each server process, in bursts of two"
         " seconds; 0: no limit",
     )
     user_bytes_per_second: float = Field(
-        0, ge=0, description="bytes that a user may submit to each server process; 0: no limit"
+        0,
+        ge=0,
+        le=_MOST,
+        description="bytes that a user may submit to each server process; 0: no limit",
     )
     user_reads_per_second: float = Field(
         0,
         ge=0,
+        le=_MOST,
         description="reading calls that a user may make of each server process; 0: no limit",
     )
     user_streams: int = Field(
-        0, ge=0, description="streams that a user may have open on each server process; 0: no limit"
+        0,
+        ge=0,
+        le=_MOST,
+        description="streams that a user may have open on each server process; 0: no limit",
     )
 
     group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")
-    group_bytes: int = Field(1 << 20, ge=1 << 10, description="most event bytes in one transaction")
+    group_bytes: int = Field(
+        1 << 20, ge=1 << 10, le=_MOST, description="most event bytes in one transaction"
+    )
     waiting_rows: int = Field(
-        20_000, ge=1_000, description="most events waiting in the intake, then it refuses"
+        20_000, ge=1_000, le=_MOST, description="most events waiting in the intake, then it refuses"
     )
     waiting_bytes: int = Field(
-        6 << 20, ge=4 << 20, description="most event bytes waiting in the intake"
+        6 << 20, ge=4 << 20, le=_MOST, description="most event bytes waiting in the intake"
     )
     stream_idle_seconds: float = Field(
-        30.0, gt=0, description="a stream, or unary call, that sends nothing for so long is ended"
+        30.0,
+        gt=0,
+        le=_YEAR,
+        description="a stream, or unary call, that sends nothing for so long is ended",
     )
     unary_max_seconds: float = Field(
         30.0,
         gt=0,
+        le=_YEAR,
         description="a unary call that was not answered within so long is ended, at the latest",
     )
     stream_max_seconds: float = Field(
-        3_600.0, gt=0, description="a stream is answered after so long, complete or not"
+        3_600.0, gt=0, le=_YEAR, description="a stream is answered after so long, complete or not"
     )
     read_threads: int = Field(4, ge=1, le=64, description="threads and connections for reading")
 
@@ -132,22 +150,24 @@ class Settings(BaseSettings):
     chunk_rows: int = Field(500, ge=1, le=5_000, description="most event keys in one message")
     sweep_seconds: float = Field(1.0, gt=0, le=60, description="pause between two sweeps")
     dispatch_grace_seconds: float = Field(
-        5.0, gt=0, description="a PENDING event is swept when it is this old"
+        5.0, gt=0, le=_YEAR, description="a PENDING event is swept when it is this old"
     )
     lease_seconds: float = Field(
-        15.0, ge=2, description="time a recovery attempt has before it counts as dead"
+        15.0, ge=2, le=_YEAR, description="time a recovery attempt has before it counts as dead"
     )
     max_attempts: int = Field(5, ge=1, le=100, description="attempts before an event is FAILED")
     partition_days_ahead: int = Field(7, ge=1, le=90, description="daily partitions made ahead")
     retention_days: int = Field(
         0,
         ge=0,
+        le=_MOST_DAYS,
         description="events older than this are dropped; 0 keeps them;"
         " not less than the next setting, or a resend names an event that is gone",
     )
     idempotency_retention_days: int = Field(
         30,
         ge=1,
+        le=_MOST_DAYS,
         description="days for which an idempotency key is remembered, even if its event is gone",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(

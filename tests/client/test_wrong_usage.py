@@ -32,6 +32,30 @@ ARGUMENTS: dict[str, tuple[list[bytes], str]] = {
         [b"list", b"--limit", b"9" * 23],
         "'--limit': 99999999999999999999999 is not in the range 1<=x<=1000000000",
     ),
+    **{
+        f"a limit of {number}": ([b"list", b"--limit", number.encode()], f"'--limit': {told}")
+        for number, told in {
+            "nan": "'nan' is not a valid integer",
+            "inf": "'inf' is not a valid integer",
+            "1e3": "'1e3' is not a valid integer",
+            "0": "0 is not in the range 1<=x<=1000000000",
+            "-1": "-1 is not in the range 1<=x<=1000000000",
+        }.items()
+    },
+    **{
+        f"{number!r} seconds": ([b"wait", b"--timeout", number.encode(), b"a"], told)
+        for number, told in {
+            "nan": "'--timeout': nan is not in the range 0<=x<=31536000",
+            "-NaN": "'--timeout': -NaN is not in the range 0<=x<=31536000",
+            "inf": "'--timeout': inf is not in the range 0<=x<=31536000",
+            "1e400": "'--timeout': inf is not in the range 0<=x<=31536000",
+            "-inf": "'--timeout': -inf is not in the range 0<=x<=31536000",
+            "-1": "'--timeout': -1.0 is not in the range 0<=x<=31536000",
+            "1e9": "'--timeout': 1000000000.0 is not in the range 0<=x<=31536000",
+            "soon": "'--timeout': 'soon' is not a valid float",
+            "": "'--timeout': '' is not a valid float",
+        }.items()
+    },
 }
 STDIN = {
     "binary": NOT_UTF8,

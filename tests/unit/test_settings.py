@@ -70,6 +70,25 @@ def test_a_setting_that_cannot_be_is_named_in_one_line(
     assert len(text) < 300
 
 
+NUMBERS = [
+    name for name, field in Settings.model_fields.items() if field.annotation in {int, float}
+]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1", "1e400", "9" * 23, "soon"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_none_can_mean_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: str
+) -> None:
+    """No end, no number, or a number that dates and time-outs do not know."""
+    with pytest.raises(SettingsError) as caught:
+        load(monkeypatch, **{name.upper(): number})
+
+    told = str(caught.value)
+    assert told.startswith(f"set INGEST_{name.upper()}: Input should be ")
+    assert any(allowed in told for allowed in ("than", "valid integer", "valid number"))
+
+
 def test_several_mistakes_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"INGEST_PROCESSES.*INGEST_LOG_LEVEL"):
         load(monkeypatch, PROCESSES="0", LOG_LEVEL="LOUD")

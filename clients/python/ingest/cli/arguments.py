@@ -1,5 +1,6 @@
-"""What may stand on the command line: text that can be sent, and streams that are open."""
+"""What may stand on the command line: text that can be sent, times, and streams."""
 
+import math
 import sys
 from typing import IO, Any, BinaryIO
 
@@ -16,6 +17,22 @@ class _Text(StringParamType):
         except UnicodeEncodeError:
             self.fail("must be UTF-8", param, ctx)
         return text
+
+
+class _Seconds(click.FloatRange):
+    """A time to wait, up to a year."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 31_536_000)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Take a number; "nan" is none, and in no range, though it is below and above nothing."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return seconds
 
 
 class Stream(click.File):
@@ -35,6 +52,7 @@ class Stream(click.File):
 
 
 TEXT = _Text()
+SECONDS = _Seconds()
 
 
 def stdin() -> BinaryIO:

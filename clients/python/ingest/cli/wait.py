@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import click
 
-from ingest.cli.arguments import TEXT, require_stdout, stdin
+from ingest.cli.arguments import SECONDS, TEXT, require_stdout, stdin
 from ingest.cli.connection import connect, connection_options
 from ingest.cli.lines import LONGEST_LINE, numbered_lines
 from ingest.cli.output import processed_at, status_name, to_json
@@ -23,7 +23,7 @@ from ingest.v1.event_pb2 import EVENT_STATUS_PENDING, EVENT_STATUS_PROCESSED, PA
 @click.argument("event_ids", metavar="[EVENT_ID]...|-", type=TEXT, nargs=-1, required=True)
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
     default=60.0,
     show_default=True,
     help="Seconds for all events together.",
