@@ -10,11 +10,37 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile.session import back_to_baseline, observed
 from tests.hostile.stopwatch import answering_promptly
 from tests.hostile.vitals import staying_well
-from tests.kit.server import Service, Start, alice, bob, running, service, store, store_url
+from tests.kit.server import (
+    DATABASES,
+    Service,
+    Start,
+    alice,
+    bob,
+    running,
+    settings_for,
+    shared_database,
+    store,
+    store_url,
+)
 
-__all__ = ["alice", "bob", "service", "store", "store_url"]
+__all__ = ["alice", "bob", "store", "store_url"]
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def service(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    redis_url: str,
+) -> Iterator[Service]:
+    """A server on each of the databases, which all tests together must leave as it was."""
+    folder = tmp_path_factory.mktemp("service")
+    with shared_database(request, folder) as url:
+        env = settings_for(url, redis_url, STREAM_IDLE_SECONDS="2")
+        with observed(folder, env) as started, back_to_baseline(started):
+            yield started
 
 
 @pytest.fixture(autouse=True)

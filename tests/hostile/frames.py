@@ -13,7 +13,7 @@ from tests.kit.caller import Caller
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 #: Frame types and flags of RFC 9113.
-DATA, HEADERS, RST_STREAM, SETTINGS_TYPE, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
+DATA, HEADERS, RST_STREAM, SETTINGS_TYPE, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE = 4
 _CANCEL = 8
@@ -59,6 +59,11 @@ class Connection:
         self._begun: set[int] = set()
         #: Whether the server closed the connection.
         self.is_closed = False
+        #: Whether the server's pings are answered, and how many there were.
+        self.is_alive = True
+        self.pinged = 0
+        #: What the server said when it would take no more calls.
+        self.goodbyes: list[bytes] = []
         settings = struct.pack(">HI", _INITIAL_WINDOW_SIZE, window)
         try:
             self._socket.sendall(PREFACE + frame(SETTINGS_TYPE, 0, 0, settings))
@@ -115,6 +120,10 @@ class Connection:
             self._take_frames()
         return dict(self._ended)
 
+    def ping(self) -> None:
+        """Ask whether the server is there."""
+        self._socket.sendall(frame(PING, 0, 0, bytes(8)))
+
     def close(self) -> None:
         """Close the connection, whatever is open on it."""
         self._socket.close()
@@ -131,7 +140,13 @@ class Connection:
         self._buffer = buffer[position:]
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind in {SETTINGS_TYPE, PING} and not flags & ACK:
+        if kind == PING and not flags & ACK:
+            self.pinged += 1
+        if kind == GOAWAY:
+            self.goodbyes.append(payload[4:])
+        elif kind in {SETTINGS_TYPE, PING} and not flags & ACK:
+            if not self.is_alive:
+                return
             self._socket.sendall(frame(kind, ACK, 0, payload if kind == PING else b""))
         elif kind == HEADERS and flags & END_STREAM:
             found = _STATUS.search(payload)

@@ -54,11 +54,13 @@ def _install() -> None:
     names = os.environ.get("FAULTS_PLANT", "").split()
     if not names:
         return
+    import insides  # type: ignore[import-not-found]  # noqa: PLC0415  # beside this file
     import plants  # type: ignore[import-not-found]  # noqa: PLC0415  # beside this file
 
+    known = plants.PLANTS | insides.PLANTS
     patches: dict[str, list[Patch]] = {}
     for name in names:
-        for module, patch in plants.PLANTS[name.partition("=")[0]](name.partition("=")[2]):
+        for module, patch in known[name.partition("=")[0]](name.partition("=")[2]):
             patches.setdefault(module, []).append(patch)
     sys.meta_path.insert(0, _PatchingFinder(patches))
 
