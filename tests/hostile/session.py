@@ -27,6 +27,8 @@ MORE_THREADS = 4
 _AT_ONCE = 16
 #: Large answers at once: what one user may hold.
 _READERS = 4
+#: Coroutines of gRPC in which a call is answered.
+_OF_CALLS = frozenset({"_handle_exceptions", "_schedule_rpc_coro"})
 #: Seconds in which what ends by itself must have ended.
 _PATIENCE = 20
 
@@ -132,11 +134,17 @@ def exercise(service: Service) -> None:
             made.result()
 
 
+def _quiet(service: Service) -> Held | None:
+    """Return what is held once no call is under way, or None."""
+    held = look(service)
+    return None if _OF_CALLS & held.tasks.keys() else held
+
+
 @contextmanager
 def back_to_baseline(service: Service, patience: float = _PATIENCE) -> Iterator[None]:
     """Have an observed server hold in the end what it held at first, as far as `Held` counts."""
     exercise(service)
-    before = look(service)
+    before = eventually(lambda: _quiet(service), timeout=_PATIENCE)
     yield
     assert service.process.returncode is None, service.process.output()
     exercise(service)
@@ -147,4 +155,3 @@ def back_to_baseline(service: Service, patience: float = _PATIENCE) -> Iterator[
         return True
 
     eventually(is_back, timeout=patience, interval=0.5)
-    print("HELD", before, look(service))
