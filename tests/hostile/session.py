@@ -145,6 +145,7 @@ def back_to_baseline(service: Service, patience: float = _PATIENCE) -> Iterator[
     """Have an observed server hold in the end what it held at first, as far as `Held` counts."""
     exercise(service)
     before = eventually(lambda: _quiet(service), timeout=_PATIENCE)
+    assert before
     yield
     assert service.process.returncode is None, service.process.output()
     exercise(service)
