@@ -19,8 +19,9 @@ from tests.kit.server import Service, running
 from tests.kit.waiting import eventually
 
 INJECT = Path(__file__).parents[1] / "faults" / "inject"
-#: Bytes of anonymous memory that all tests together may leave behind, whatever they sent.
-MORE_BYTES = 48 << 20
+#: Bytes of anonymous memory that all tests together may leave behind, whatever they sent; measured
+#: were 42 MiB with PostgreSQL and 31 with SQLite, after 17 minutes.
+MORE_BYTES = 64 << 20
 #: Threads that a rare need starts, and that then stay: gRPC's own pool grows by what it meets.
 MORE_THREADS = 4
 #: Calls of a kind that are made at once to have everything there that stays.
