@@ -15,6 +15,10 @@ from tests.kit.key_server import Key, KeyServer, key_set
 from tests.kit.server import Service, Start, record, settings_for
 from tests.kit.waiting import eventually
 
+#: Plants for processes, such as a shorter time to read keys in.
+INJECT = Path(__file__).parents[1] / "faults" / "inject"
+#: Two seconds for a reading and half a second until the next, where the product has five and five.
+HURRIED = {"PYTHONPATH": str(INJECT), "FAULTS_PLANT": "key-seconds=2"}
 #: Seconds after which an unknown key id has been looked for: the least pause is five.
 LOOKED = 10.0
 #: Seconds within which a call is answered, whatever the key server does.
@@ -120,7 +124,7 @@ def test_keys_are_changed_under_load_without_a_failure(
     published: Published = KeyFile(path) if kind == "FILE" else key_server
     published.publish(old)
     where = str(path) if kind == "FILE" else key_server.url
-    server = start_service(env | {f"INGEST_JWT_JWKS_{kind}": where})
+    server = start_service(env | HURRIED | {f"INGEST_JWT_JWKS_{kind}": where})
     remembered = old.token()
     signer = old
 
@@ -192,11 +196,15 @@ DRIPS = {
 def test_a_key_server_that_drips_holds_up_no_start_no_withdrawal_and_no_end(
     env: dict[str, str], start_service: Start, key_server: KeyServer, where: str
 ) -> None:
-    """Each byte comes in time, but the answer never ends: such a reading has failed."""
+    """Each byte comes in time, but the answer never ends: such a reading has failed.
+
+    It has two seconds and not five, as it is waited out three times; that is still longer than a
+    call may take, so one that waited for it would be seen.
+    """
     old, new, stranger = Key("old"), Key("new"), Key("stranger")
     key_server.publish(old)
     key_server.drip = DRIPS[where]
-    server = start_service(env | {"INGEST_JWT_JWKS_URL": key_server.url})
+    server = start_service(env | HURRIED | {"INGEST_JWT_JWKS_URL": key_server.url})
 
     told = record(server.process, "jwks_unreadable")
     assert told is not None

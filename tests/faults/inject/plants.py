@@ -2,7 +2,7 @@
 
 A plant takes the text after its `=` and returns (module, patch) pairs; a patch runs right after
 the module was imported, and `package.*` is every module of a package. The bugs are what the suite
-must catch; `note_handlers` and `skew` are tools.
+must catch; `note_handlers`, `skew` and `key_seconds` are tools.
 """
 
 import os
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
 
+from hurried import hurry_keys  # type: ignore[import-not-found]  # beside this file
 from skewed import skew_dates, skew_time  # type: ignore[import-not-found]  # beside this file
 
 Patches = list[tuple[str, Callable[[ModuleType], None]]]
@@ -309,6 +310,11 @@ def skew(text: str) -> Patches:
     ]
 
 
+def key_seconds(text: str) -> Patches:
+    """A key server has so many seconds for an answer, and a quarter until the next; no bug."""
+    return [("ingest_service.jwks", hurry_keys(float(text)))]
+
+
 PLANTS: dict[str, Callable[[str], Patches]] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
@@ -328,5 +334,6 @@ PLANTS: dict[str, Callable[[str], Patches]] = {
         wait_for_redis,
         note_handlers,
         skew,
+        key_seconds,
     )
 }
