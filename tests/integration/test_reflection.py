@@ -1,5 +1,6 @@
 """Reflection: off unless it is switched on, and then open to everybody."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -7,7 +8,26 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.kit.caller import Caller, refused
-from tests.kit.server import Service, Start, settings_for
+from tests.kit.databases import fresh_database
+from tests.kit.server import Service, running, settings_for
+
+
+@pytest.fixture(scope="module")
+def reflecting(
+    postgres_url: str,
+    migrated_template: str,
+    redis_url: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """A server where it is switched on."""
+    with (
+        fresh_database(postgres_url, migrated_template) as url,
+        running(
+            tmp_path_factory.mktemp("reflecting"),
+            settings_for(url, redis_url, REFLECTION="true"),
+        ) as server,
+    ):
+        yield server
 
 
 def services(server: Service, caller: Caller) -> list[str]:
@@ -25,20 +45,13 @@ def test_reflection_is_off_by_default(service: Service, with_token: bool) -> Non
     assert refused(services, service, caller).code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_reflection_can_be_switched_on_and_needs_no_token(
-    database_url: str, redis_url: str, start_service: Start
-) -> None:
-    server = start_service(settings_for(database_url, redis_url, REFLECTION="true"))
-
-    assert "ingest.v1.IngestService" in services(server, server.nobody())
+def test_reflection_can_be_switched_on_and_needs_no_token(reflecting: Service) -> None:
+    assert "ingest.v1.IngestService" in services(reflecting, reflecting.nobody())
 
 
 @pytest.mark.parametrize("wire", [b"\xff", b"\x0a\x7fabc", b"\x0b"])
-def test_bytes_that_are_no_message_are_refused(
-    database_url: str, redis_url: str, start_service: Start, wire: bytes
-) -> None:
-    server = start_service(settings_for(database_url, redis_url, REFLECTION="true"))
-    call = server.channel.stream_stream(
+def test_bytes_that_are_no_message_are_refused(reflecting: Service, wire: bytes) -> None:
+    call = reflecting.channel.stream_stream(
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", bytes, bytes
     )
     good = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
@@ -46,4 +59,4 @@ def test_bytes_that_are_no_message_are_refused(
     refusal = refused(lambda: list(call(iter([good, wire]), timeout=5)))
 
     assert refusal.verdict == ("INVALID_ARGUMENT", "FIELD_INVALID")
-    assert '"level": "error"' not in server.process.stderr()
+    assert '"level": "error"' not in reflecting.process.stderr()
