@@ -44,6 +44,7 @@ def test_submits_go_on_without_redis(trial: Trial, rig: Rig, case: Case) -> None
     assert not after.facts("unknown")
 
 
+@pytest.mark.beside_others
 @pytest.mark.row("S3", "everything killed at once")
 def test_nothing_is_lost_when_everything_is_killed(trial: Trial, rig: Rig) -> None:
     """PostgreSQL, Redis, server and workers die together and come back."""
@@ -63,6 +64,7 @@ def test_nothing_is_lost_when_everything_is_killed(trial: Trial, rig: Rig) -> No
     assert not history.facts("gave_up")
 
 
+@pytest.mark.beside_others
 @pytest.mark.row("S4", "SIGKILL of the embedded service")
 def test_the_embedded_service_survives_kills(case: Case) -> None:
     """SQLite keeps what was answered, and the next start picks up what was pending."""
