@@ -136,7 +136,7 @@ async def _server(
     ]
     intake = Intake(writers, settings, dispatcher.dispatch)
     limits = UserLimits(settings)
-    offload = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES)
+    offload = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES, rests=True)
     answers = Answers()
     servicer = IngestServicer(
         settings,

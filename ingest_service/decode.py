@@ -191,12 +191,15 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
     try:
         if form == "payload_json":
             return jsontext.parse(text)
-        value = _struct_value(event.payload, 1)
+        value = _struct_value(event.payload, 1, _Room())
         written = orjson.dumps(value)
         jsontext.check(value, written)
         _check_growth(written, event.payload)
     except JsonRefused as error:
         violations.append(error.below(form))
+        return None, "null"
+    except _TooMany:
+        violations.append(Violation(form, jsontext.TOO_MANY))
         return None, "null"
     return value, written.decode()
 
@@ -207,20 +210,37 @@ def _check_growth(written: bytes, struct: Struct) -> None:
         raise JsonRefused("", "holds too many control characters")
 
 
-def _struct_value(struct: Struct, depth: int) -> dict[str, Any]:
+class _TooMany(Exception):
+    """A Struct holds more values than are allowed; it is nothing of the place where that shows."""
+
+
+class _Room:
+    """How many values a Struct may still have."""
+
+    def __init__(self) -> None:
+        self._left = jsontext.MAX_VALUES
+
+    def take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise _TooMany
+
+
+def _struct_value(struct: Struct, depth: int, room: _Room) -> dict[str, Any]:
     """Return a Struct as a dict; by hand, because MessageToDict takes twice as long."""
     if depth > jsontext.MAX_DEPTH:
         raise JsonRefused("", f"must not be nested deeper than {jsontext.MAX_DEPTH} levels")
+    room.take(len(struct.fields))
     plain: dict[str, Any] = {}
     for key, value in struct.fields.items():
         try:
-            plain[key] = _plain_value(value, depth)
+            plain[key] = _plain_value(value, depth, room)
         except JsonRefused as refusal:
             raise JsonRefused(jsontext.step(key) + refusal.path, refusal.description) from None
     return plain
 
 
-def _plain_value(value: Value, depth: int) -> Any:
+def _plain_value(value: Value, depth: int, room: _Room) -> Any:
     kind = value.WhichOneof("kind")
     if kind == "string_value":
         return value.string_value
@@ -234,17 +254,18 @@ def _plain_value(value: Value, depth: int) -> Any:
     if kind == "null_value":
         return None
     if kind == "struct_value":
-        return _struct_value(value.struct_value, depth + 1)
+        return _struct_value(value.struct_value, depth + 1, room)
     if kind == "list_value":
-        return _list_value(value.list_value, depth + 1)
+        return _list_value(value.list_value, depth + 1, room)
     raise JsonRefused("", "must have a kind")
 
 
-def _list_value(values: ListValue, depth: int) -> list[Any]:
+def _list_value(values: ListValue, depth: int, room: _Room) -> list[Any]:
+    room.take(len(values.values))
     plain: list[Any] = []
     for index, value in enumerate(values.values):
         try:
-            plain.append(_plain_value(value, depth))
+            plain.append(_plain_value(value, depth, room))
         except JsonRefused as refusal:
             raise JsonRefused(jsontext.step(index) + refusal.path, refusal.description) from None
     return plain

@@ -8,6 +8,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ _SINGLY_SECONDS = 0.5
 #: Rows from which on every writer takes groups. Below, one alone does: a commit of few rows costs
 #: as much as one of many. Above, one makes its rows ready while another waits for its commit.
 _DEEP = 500
+
+#: Part of the bytes that may wait which one user's atomic calls may fill; one call always may.
+_SHARE = 3 / 4
 
 Outcome = Verdicts | IngestError
 
@@ -64,6 +68,8 @@ class Intake:
         self._loop: asyncio.AbstractEventLoop
         self._rows = 0
         self._bytes = 0
+        #: Of each user of whom something waits.
+        self._bytes_of: Counter[str] = Counter()
         self._draining = False
         self._room = asyncio.Event()
         self._room.set()
@@ -83,10 +89,11 @@ class Intake:
         StorageUnavailable. Raises Draining or Overloaded at once when it is not taken. A caller
         that stops waiting changes nothing: what was taken is written.
         """
-        self.admit()
+        self._require_room()
         answer: asyncio.Future[Verdicts] = self._loop.create_future()
         self._rows += len(submission.events)
         self._bytes += submission.size
+        self._bytes_of[submission.user.id] += submission.size
         self._empty.clear()
         if self._rows >= self._settings.waiting_rows or self._bytes >= self._settings.waiting_bytes:
             self._room.clear()
@@ -95,11 +102,15 @@ class Intake:
             self._deep.set()
         return answer
 
-    def admit(self) -> None:
-        """Raise Draining or Overloaded when `submit` would, before any work is spent on a call."""
-        if self._draining:
-            raise Draining
-        if not self._room.is_set():
+    def admit(self, user_id: str, size: int) -> None:
+        """Raise Draining or Overloaded when an atomic call must not be handed in.
+
+        That is when `submit` would raise it, and when a user already has so much waiting that
+        others would find no room. Streams need no share: they wait, and are not refused.
+        """
+        self._require_room()
+        held = self._bytes_of[user_id]
+        if held and held + size > self._settings.waiting_bytes * _SHARE:
             raise Overloaded
 
     async def room(self) -> None:
@@ -119,6 +130,12 @@ class Intake:
         self._deep.set()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
+
+    def _require_room(self) -> None:
+        if self._draining:
+            raise Draining
+        if not self._room.is_set():
+            raise Overloaded
 
     # The writers' side: everything below runs in their threads, except _answer.
 
@@ -184,6 +201,9 @@ class Intake:
         for (submission, answer), outcome in zip(group, outcomes, strict=True):
             self._rows -= len(submission.events)
             self._bytes -= submission.size
+            self._bytes_of[submission.user.id] -= submission.size
+            if not self._bytes_of[submission.user.id]:
+                del self._bytes_of[submission.user.id]
             if answer.cancelled():
                 continue
             if isinstance(outcome, IngestError):

@@ -17,6 +17,9 @@ from ingest_service.errors import Violation
 
 #: Levels of objects and arrays.
 MAX_DEPTH = 64
+#: Members of objects and elements of arrays, all together: each costs time, here and wherever the
+#: text is read, so a text without a limit of its own could take a second for each megabyte.
+MAX_VALUES = 100_000
 #: Signed or unsigned.
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 _INT_DIGITS = 20
@@ -28,8 +31,7 @@ _MAX_ADDED = 2.5
 #: Digits of the longest double.
 _LONGEST_EXPANSION = 309
 
-#: Characters of a text in which the place of what is wrong is looked for; it takes a second for
-#: each million values.
+#: Characters of a text in which the place of what is wrong is looked for.
 _FOUND_IN = 64 << 10
 #: Characters of a path and of one key in it, as they are shown to the caller.
 _LONGEST_PATH = 200
@@ -44,6 +46,8 @@ _RISKY_NUMBER = re.compile(
 #: The sign of an exponent, as orjson writes one: it starts with the sign, of which there are few.
 _PLUS_EXPONENT = re.compile(rb"\+(?<=[0-9]e\+)")
 _MINUS_EXPONENT = re.compile(rb"-(?<=[0-9]e-)")
+#: The start of a number whose digits before the exponent are not all zero.
+_NOT_ZERO = re.compile(r"[-0.]*[1-9]")
 #: An escaped colon would upset the count of colons in `_keys_repeat`.
 _ESCAPED_COLON = re.compile(r"\\u003[aA]")
 
@@ -55,6 +59,7 @@ _REPEATED = "must not repeat a key"
 #: An escaped U+0000, and not a backslash that is followed by "u0000".
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _EXPANDS = "holds too many numbers with large exponents"
+TOO_MANY = f"must hold at most {MAX_VALUES} members and elements"
 
 
 class JsonRefused(ValueError):
@@ -104,6 +109,9 @@ def check(value: Any, compact: bytes) -> None:
     For a large text nearly all of the time is that of looking through it. One byte is found
     fastest, then two from the end; `replace` looks for one as `in` does, and `count` does not.
     """
+    # Each takes two bytes at least.
+    if len(compact) > 2 * MAX_VALUES and _holds_too_many(value):
+        raise JsonRefused("", TOO_MANY)
     flat = compact.replace(b"{", b"").replace(b"[", b"")
     if len(compact) - len(flat) > MAX_DEPTH and deeper_than(value, MAX_DEPTH):
         raise JsonRefused("", _TOO_DEEP)
@@ -124,6 +132,21 @@ def check(value: Any, compact: bytes) -> None:
         written_out = sum(_digits(found) for _, found in _walk(value) if type(found) is float)
         if written_out > _MAX_ADDED * len(compact) + 2 * _LONGEST_EXPANSION:
             raise JsonRefused("", _EXPANDS)
+
+
+def _holds_too_many(value: Any) -> bool:
+    count, level = 0, [value] if isinstance(value, dict | list) else []
+    while level:
+        count += sum(map(len, level))
+        if count > MAX_VALUES:
+            return True
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+    return False
 
 
 def _digits(number: float) -> int:
@@ -165,7 +188,8 @@ def _why_not(text: str) -> JsonRefused:
     """Return the refusal of a text that could not be parsed: deep, a number, or no JSON at all."""
     if _nests_too_deep(text):
         return JsonRefused("", _TOO_DEEP)
-    if _RISKY_NUMBER.search(text):
+    # A text of very many values would be refused anyway, and it takes a second for each million.
+    if text.count(",") <= MAX_VALUES and _RISKY_NUMBER.search(text):
         try:
             _examine(text)
         except JsonRefused as refusal:
@@ -184,7 +208,7 @@ def _parse_int(text: str) -> int | _Bad:
 def _parse_float(text: str) -> float | _Bad:
     number = float(text)
     # A number that is not zero must not become zero.
-    lost = number == 0 and any(digit in "123456789" for digit in re.split("[eE]", text)[0])
+    lost = number == 0 and _NOT_ZERO.match(text)
     return _Bad(_BAD_NUMBER) if lost or not math.isfinite(number) else number
 
 

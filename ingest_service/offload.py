@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,9 @@ from typing import TypeVar
 
 from ingest_service.errors import Overloaded
 
+#: Seconds of work from which on a thread that rests does so: much of it may be one call into C,
+#: during which nobody else gets the interpreter's lock.
+_LONG_WORK = 0.02
 T = TypeVar("T")
 
 
@@ -19,8 +23,13 @@ class Offload:
     turns with them, and leaves half of the places to wait.
     """
 
-    def __init__(self, name: str, *, threads: int, waiting: int) -> None:
-        """Take the number of threads, and of calls that each may have waiting."""
+    def __init__(self, name: str, *, threads: int, waiting: int, rests: bool = False) -> None:
+        """Take the number of threads, and of calls that each may have waiting.
+
+        Threads that rest do nothing after long work for as long as it took: so the event loop has
+        half of the time, whatever work there is.
+        """
+        self._rests = rests
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         # All at once, for later there may be no memory for one: each waits for the others to start.
         everybody = threading.Barrier(threads)
@@ -42,7 +51,9 @@ class Offload:
         turns = self._turns.setdefault(user_id, asyncio.Semaphore(self._threads_each))
         try:
             await turns.acquire()
-            future = asyncio.get_running_loop().run_in_executor(self._executor, function)
+            future = asyncio.get_running_loop().run_in_executor(
+                self._executor, self._work, function
+            )
         except BaseException:
             self._leave(user_id)
             raise
@@ -61,6 +72,15 @@ class Offload:
     def close(self) -> None:
         """Let running calls end and take no more."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _work(self, function: Callable[[], T]) -> T:
+        began = time.thread_time()
+        try:
+            return function()
+        finally:
+            worked = time.thread_time() - began
+            if self._rests and worked > _LONG_WORK:
+                time.sleep(worked)
 
     def _leave(self, user_id: str) -> None:
         self._free += 1

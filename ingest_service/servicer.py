@@ -42,7 +42,7 @@ log = structlog.get_logger()
 MAX_PAGE_SIZE = 1_000
 DEFAULT_PAGE_SIZE = 50
 #: Bytes of a message from which on decoding could stop the event loop for too long: the slowest
-#: text takes a second for each megabyte.
+#: messages take some 100 ms for each megabyte.
 _LARGE = 64 << 10
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -257,7 +257,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         """
         user = _caller().user
         self._limits.admit(user.id)
-        self._intake.admit()
+        self._intake.admit(user.id, len(wire))
         count = 1
 
         def decode() -> Submission:
@@ -279,6 +279,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         """Store an atomic submission; raises what refuses it."""
         # Again: decoding may have taken a while, in which others of the same user were taken.
         self._limits.admit(submission.user.id)
+        self._intake.admit(submission.user.id, submission.size)
         answer = self._intake.submit(submission)
         self._limits.charge(submission.user.id, events=len(submission.events), size=submission.size)
         verdicts = await answer

@@ -50,6 +50,11 @@ def test_no_time_to_wait_is_one_look(service: FakeService, client: IngestClient)
         client.wait(receipt.event_id, timeout=0)
 
 
+def test_waiting_for_no_number_of_seconds_is_refused(client: IngestClient) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds"):
+        client.wait("00000000-0000-7000-8000-000000000000", timeout=float("nan"))
+
+
 def test_a_list_goes_through_all_pages(service: FakeService, client: IngestClient) -> None:
     client.submit_batch(new_event("a") for _ in range(7))
     events = list(client.list(event_type="a", page_size=3))

@@ -181,7 +181,7 @@ def test_a_flood_of_long_paths_fits_the_answer(alice: Caller) -> None:
 def test_a_struct_with_a_long_key_above_many_values_is_judged_at_once(alice: Caller) -> None:
     bad = event()
     values = bad.payload.fields["k" * 1_000_000].list_value.values
-    for _ in range(100_000):
+    for _ in range(99_998):
         values.add().bool_value = True
     values.add().number_value = float("nan")
     started = time.monotonic()
@@ -189,7 +189,28 @@ def test_a_struct_with_a_long_key_above_many_values_is_judged_at_once(alice: Cal
     refusal = refused(alice.submit, bad)
 
     assert time.monotonic() - started < 3
-    assert set(refusal.fields) == {"event.payload." + "k" * 60 + "...[100000]"}
+    assert set(refusal.fields) == {"event.payload." + "k" * 60 + "...[99998]"}
+
+
+@pytest.mark.parametrize("form", ["payload", "payload_json"])
+def test_an_event_has_as_many_values_as_are_documented_and_no_more(
+    alice: Caller, form: str
+) -> None:
+    """A member and its hundred elements, a thousand times; what is refused is refused at once."""
+
+    def submit(last: int) -> None:
+        value = {f"k{number}": [0] * 99 for number in range(999)} | {"k": [0] * last}
+        wanted = event()
+        if form == "payload":
+            wanted.payload.update(value)
+        else:
+            wanted.payload_json = json.dumps(value)
+        alice.submit(wanted)
+
+    submit(99)
+    refusal = refused(submit, 100)
+
+    assert refusal.fields == {f"event.{form}": "must hold at most 100000 members and elements"}
 
 
 def test_long_paths_do_not_outgrow_the_answer(alice: Caller) -> None:

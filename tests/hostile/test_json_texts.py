@@ -76,8 +76,8 @@ def large(kind: str) -> str:
         "key": json.dumps({"k" * size: 1}),
         "text": json.dumps({"t": "x" * size}),
         "escapes": json.dumps({"t": "é😀\x01\\" * (size // 30)}),
-        "zeros": f"[{','.join(['0'] * (size // 2))}]",
-        "arrays": f"[{','.join(['[]'] * (size // 3))}]",
+        "zeros": json.dumps([0] * 100_000),
+        "arrays": json.dumps([[]] * 100_000),
     }[kind]
 
 

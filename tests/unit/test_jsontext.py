@@ -158,9 +158,11 @@ def test_a_few_such_numbers_are_welcome() -> None:
         {"k" * 1_000_000: 1},
         {"text": "x" * 1_000_000},
         {"text": 'é"\\' * 200_000},
-        [1.5] * 200_000,
+        [1.5] * 100_000,
+        ["a,b"] * 100_000,
+        "0," * 500_000,
     ],
-    ids=["keys", "long key", "long text", "escapes", "numbers"],
+    ids=["keys", "long key", "long text", "escapes", "numbers", "texts", "commas"],
 )
 def test_large_but_honest_texts_are_parsed_fast(value: Any) -> None:
     text = json.dumps(value)
@@ -170,13 +172,39 @@ def test_large_but_honest_texts_are_parsed_fast(value: Any) -> None:
     assert time.process_time() - started < 0.5
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([0] * 100_001),
+        json.dumps({f"k{number}": number for number in range(100_001)}),
+        json.dumps([[]] * 100_001),
+        json.dumps([[0] * 1_000] * 100),
+        json.dumps({"a": {"b": [0] * 99_999}}),
+        "[" + "0," * 1_900_000 + "0]",
+        "[" + "[]," * 300_000 + "[]]",
+    ],
+    ids=["elements", "members", "arrays", "in rows", "below", "4 MiB", "1 MiB of arrays"],
+)
+def test_more_members_and_elements_than_are_allowed_are_refused(text: str) -> None:
+    started = time.process_time()
+
+    with pytest.raises(JsonRefused) as refused:
+        parse(text)
+
+    assert (refused.value.path, refused.value.description) == (
+        "",
+        "must hold at most 100000 members and elements",
+    )
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize("last", [r'"\u0000"', "1e999", '{"a":1,"a":1}'])
 def test_a_long_key_above_many_values_costs_no_more_than_its_length(last: str) -> None:
     """The path of each value would hold the key: terabytes, if it were made for each.
 
     In so long a text the place is not looked for at all; it would take a second.
     """
-    text = f'{{"{"k" * 1_000_000}":[{"0," * 500_000}{last}]}}'
+    text = f'{{"{"k" * 1_000_000}":[{"0," * 99_998}{last}]}}'
     started = time.process_time()
 
     path, _ = refusal(text)

@@ -4,6 +4,7 @@ Every call is safe to repeat, because reads change nothing and every submit carr
 idempotency key. So calls that fail for a passing reason are repeated, as `RetryPolicy` says.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
@@ -152,8 +153,11 @@ class IngestClient:
 
         Raises:
             StillPending: it is not final after `timeout` seconds; there is at least one look.
+            ValueError: `timeout` is no number.
 
         """
+        if math.isnan(timeout):
+            raise ValueError("timeout must be a number of seconds")
         deadline = time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while True:
