@@ -12,7 +12,7 @@ from ingest_service.errors import Overloaded
 
 #: Seconds of work from which on a thread that rests does so: much of it may be one call into C,
 #: during which nobody else gets the interpreter's lock.
-_LONG_WORK = 0.02
+_LONG_WORK = 0.05
 T = TypeVar("T")
 
 
