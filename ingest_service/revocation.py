@@ -3,16 +3,28 @@
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
 from eventstore.settings import SettingsError
+from ingest_service.files import Aside, cause, read_file
 
 log = structlog.get_logger()
 
 #: Seconds between two looks at the file; with the reading, a revocation is in force within five.
 _LOOK_SECONDS = 1.0
+#: The last second of the year 9999; whoever writes milliseconds is told so.
+_LAST_SECOND = 253_402_300_799
+#: Characters of a subject that a message quotes.
+_QUOTED = 80
+
+_Stamp = tuple[int, int, int]
+
+
+class _Revoked(NamedTuple):
+    ids: frozenset[str] = frozenset()
+    issued_before: dict[str, int] = {}  # noqa: RUF012  # it is never written to
 
 
 class Revocations:
@@ -25,62 +37,90 @@ class Revocations:
     def __init__(self, path: Path | None) -> None:
         """Read the file; raises SettingsError when it cannot be used. None revokes nothing."""
         self._path = path
-        self._stamp = (0, 0, 0)
-        self._ids: frozenset[str] = frozenset()
-        self._issued_before: dict[str, int] = {}
+        self._aside = Aside("revocations")
+        self._stamp: _Stamp | None = None
+        self._problem = ""
+        self._revoked = _Revoked()
         if path is not None:
             try:
-                self._read(path)
+                self._take(self._aside.wait_for(self._read))
             except (OSError, ValueError) as error:
                 name = "INGEST_JWT_REVOCATION_FILE"
-                raise SettingsError(f"{name} cannot be used: {type(error).__name__}") from None
+                raise SettingsError(f"{name} cannot be used: {cause(error)}") from None
 
     def cover(self, token_id: str, subject: str, issued_at: int) -> bool:
         """Whether a token is revoked now."""
-        if not self._ids and not self._issued_before:
+        ids, issued_before = self._revoked
+        if not ids and not issued_before:
             return False
-        cutoff = max(self._issued_before.get(subject, 0), self._issued_before.get("*", 0))
-        return token_id in self._ids or issued_at < cutoff
+        cutoff = max(issued_before.get(subject, 0), issued_before.get("*", 0))
+        return token_id in ids or issued_at < cutoff
 
     async def keep_fresh(self) -> None:
         """Look at the file again and again, until cancelled."""
         while self._path is not None:
             await asyncio.sleep(_LOOK_SECONDS)
-            await asyncio.to_thread(self.look)
+            await self.look()
 
-    def look(self) -> None:
-        """Read the file if it changed; what was revoked stays revoked when it cannot be used."""
+    async def look(self) -> None:
+        """Read the file if it changed; what was revoked stays revoked when it cannot be used.
+
+        A file that cannot be used is told once, until it is another mistake or a good file.
+        """
         try:
-            if self._path is not None:
-                self._read(self._path)
-        except (OSError, ValueError) as error:
-            log.warning("revocations_unreadable", error=type(error).__name__)
+            # What comes later is not taken: it may be older than what the next look brings.
+            self._take(await self._aside.result(self._read))
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must not be the last look
+            # Read it again even if it is put back as it was, so that this is told too.
+            self._stamp = None
+            if cause(error) != self._problem:
+                self._problem = cause(error)
+                ids, subjects = map(len, self._revoked)
+                log.warning(
+                    "revocations_unreadable", error=self._problem, ids=ids, subjects=subjects
+                )
 
-    def _read(self, path: Path) -> None:
-        status = path.stat()
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp == self._stamp:
-            return
+    def _read(self) -> tuple[_Stamp, _Revoked] | None:
+        """Return what the file says, or None when it is the one that was read last."""
+        if self._path is None:
+            return None
+        status = self._path.stat()
+        if self._stamp == (status.st_mtime_ns, status.st_size, status.st_ino):
+            return None
+        content = read_file(self._path)
         try:
-            ids, issued_before = _parse(path.read_text())
-        except (TypeError, OverflowError, RecursionError) as error:
-            raise ValueError("not of the form that is asked for") from error
-        self._ids, self._issued_before, self._stamp = ids, issued_before, stamp
-        log.info("revocations_read", ids=len(ids), subjects=len(issued_before))
+            return content.stamp, _parse(content.data.decode())
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+    def _take(self, new: tuple[_Stamp, _Revoked] | None) -> None:
+        if new is not None:
+            self._stamp, self._revoked = new
+            self._problem = ""
+            ids, subjects = map(len, self._revoked)
+            log.info("revocations_read", ids=ids, subjects=subjects)
 
 
-def _parse(text: str) -> tuple[frozenset[str], dict[str, int]]:
-    """Return ids, and times by subject; a mistake in the file must not revoke nothing."""
+def _parse(text: str) -> _Revoked:
+    """Return what is revoked; a mistake in the file must not revoke nothing."""
     content: Any = json.loads(text, object_pairs_hook=_once)
     if not isinstance(content, dict) or content.keys() - {"jti", "issued_before"}:
-        raise ValueError("not an object of jti and issued_before")
+        raise ValueError("it is not an object of jti and issued_before")
     ids, issued_before = content.get("jti", []), content.get("issued_before", {})
     if not isinstance(ids, list) or not isinstance(issued_before, dict):
         raise ValueError("jti must be a list, and issued_before an object")
-    # Not isinstance: true is an int in Python, and would be the first second of 1970.
-    if any(type(moment) is not int for moment in issued_before.values()):
-        raise ValueError("a time must be whole seconds since 1970")
-    return frozenset(map(str, ids)), issued_before
+    for index, token_id in enumerate(ids):
+        if not isinstance(token_id, str) or not token_id:
+            raise ValueError(f"jti[{index}] must be a text that is not empty")
+    for subject, moment in issued_before.items():
+        if not subject:
+            raise ValueError("a subject of issued_before is empty")
+        # Not isinstance: true is an int in Python, and would be the first second of 1970.
+        if type(moment) is not int or not 0 <= moment <= _LAST_SECOND:
+            raise ValueError(
+                f"issued_before of {subject[:_QUOTED]!r} must be whole seconds since 1970"
+            )
+    return _Revoked(frozenset(ids), issued_before)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A revoked token is refused within five seconds, in calls and in open streams."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
 from tests.kit.caller import Caller, event, refused
-from tests.kit.server import Service, Start, settings_for
+from tests.kit.server import Service, Start, record, settings_for
 from tests.kit.waiting import eventually
 
 #: Seconds within which a revocation is in force.
@@ -97,3 +98,63 @@ def test_a_file_that_cannot_be_read_revokes_no_less(
 
     eventually(lambda: "revocations_unreadable" in guarded.process.stderr(), timeout=IN_FORCE)
     assert is_refused(stolen)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder", "a device", "a large file"])
+def test_what_cannot_be_a_file_of_revocations_is_told_once_and_holds_up_nothing(
+    guarded: Service, revoked: Path, kind: str
+) -> None:
+    """What was revoked stays so, the next good file is taken, and the server ends in time."""
+    stolen, other = guarded.caller("alice", jti="stolen"), guarded.caller("bob", jti="other")
+    revoked.write_text(json.dumps({"jti": ["stolen"]}))
+    eventually(lambda: is_refused(stolen), timeout=IN_FORCE)
+
+    put_in_place_of(revoked, kind)
+    told = eventually(lambda: record(guarded.process, "revocations_unreadable"), timeout=IN_FORCE)
+    assert told is not None
+    assert told["error"] == (
+        "it is larger than 1048576 bytes" if kind == "a large file" else "it is no regular file"
+    )
+    assert told["ids"] == 1
+    assert is_refused(stolen)
+    # Looked at again and again, and told once.
+    time.sleep(2.5)
+    assert guarded.process.stderr().count("revocations_unreadable") == 1
+
+    make_way(revoked)
+    good = revoked.with_suffix(".new")
+    good.write_text(json.dumps({"jti": ["other"]}))
+    good.replace(revoked)
+    eventually(lambda: is_refused(other), timeout=IN_FORCE)
+    assert not is_refused(stolen)
+
+    make_way(revoked)
+    put_in_place_of(revoked, kind)
+    eventually(
+        lambda: guarded.process.stderr().count("revocations_unreadable") == 2, timeout=IN_FORCE
+    )
+    began = time.monotonic()
+    assert guarded.stop() == 0
+    assert time.monotonic() - began < 10
+
+
+def put_in_place_of(file: Path, kind: str) -> None:
+    """Put something else where a file is."""
+    make_way(file)
+    match kind:
+        case "a FIFO":
+            os.mkfifo(file)
+        case "a folder":
+            file.mkdir()
+        case "a device":
+            file.symlink_to("/dev/zero")
+        case _:
+            file.write_text(json.dumps({"jti": ["x" * (1 << 20)]}))
+
+
+def make_way(file: Path) -> None:
+    """Take away whatever is there."""
+    if file.is_dir() and not file.is_symlink():
+        file.rmdir()
+    else:
+        file.unlink(missing_ok=True)

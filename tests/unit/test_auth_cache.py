@@ -1,5 +1,6 @@
 """What is remembered of tokens, and for how long."""
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -50,9 +51,9 @@ class Keys:
         self.key: str | None = SECRET
         self.asked = 0
 
-    def key_for(self, kid: str | None) -> Any:
+    def keys_for(self, kid: str | None) -> list[Any]:
         self.asked += 1
-        return self.key
+        return [self.key] if self.key is not None else []
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_remembered_token_can_be_revoked(tmp_path: Path) -> None:
     assert not is_refused(verifier, other)
 
     file.write_text('{"jti": ["stolen"], "issued_before": {"bob": 1}}')
-    revocations.look()
+    asyncio.run(revocations.look())
 
     assert is_refused(verifier, stolen)
     assert not is_refused(verifier, other)

@@ -1,0 +1,79 @@
+"""Files that an operator replaces: a reading that never ends holds up nobody, and costs little."""
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from ingest_service import files
+from ingest_service.files import MOST_BYTES, Aside, read_file
+from ingest_service.revocation import Revocations
+from tests.kit.waiting import eventually
+
+
+def test_the_largest_file_is_read_and_one_more_byte_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * MOST_BYTES)
+    assert len(read_file(file).data) == MOST_BYTES
+
+    file.write_bytes(b"x" * (MOST_BYTES + 1))
+    with pytest.raises(OSError, match="larger than 1048576 bytes"):
+        read_file(file)
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(OSError, match="no regular file"):
+        read_file(fifo)
+
+
+def test_readings_that_never_end_are_few_and_begin_again_when_they_ended() -> None:
+    aside, end = Aside("stuck"), threading.Event()
+    for _ in range(files._MOST_STUCK):
+        with pytest.raises(TimeoutError, match="takes too long"):
+            aside.wait_for(end.wait, 0.01)
+    before = threading.active_count()
+    with pytest.raises(TimeoutError, match="takes too long"):
+        aside.wait_for(lambda: True, 5)
+    assert threading.active_count() == before
+
+    end.set()
+
+    def is_free() -> bool:
+        try:
+            return aside.wait_for(lambda: True, 5)
+        except TimeoutError:
+            return False
+
+    eventually(is_free)
+
+
+def test_a_file_system_that_hangs_keeps_what_was_revoked_and_its_return_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network mount does whose server is gone; the reading that hangs may hang on."""
+    file = tmp_path / "revoked.json"
+    file.write_text('{"jti": ["stolen"]}')
+    revocations = Revocations(file)
+    file.write_text('{"jti": ["stolen", "other"]}')
+    end = threading.Event()
+    monkeypatch.setattr("ingest_service.files.READ_SECONDS", 0.05)
+
+    def hang(_path: Path) -> files.FileContent:
+        end.wait()
+        raise OSError
+
+    try:
+        with monkeypatch.context() as hanging:
+            hanging.setattr("ingest_service.revocation.read_file", hang)
+            asyncio.run(revocations.look())
+        assert revocations.cover("stolen", "alice", 1)
+        assert not revocations.cover("other", "alice", 1)
+
+        asyncio.run(revocations.look())
+        assert revocations.cover("other", "alice", 1)
+    finally:
+        end.set()
