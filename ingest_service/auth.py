@@ -16,6 +16,7 @@ from jwt.utils import base64url_decode
 from eventstore.settings import Settings, SettingsError
 from eventstore.values import User
 from ingest_service.errors import TokenExpired, TokenMissing, Unauthenticated
+from ingest_service.files import read_file
 from ingest_service.jwks import JwkSet, JwksFile, JwksUrl, require_usable
 from ingest_service.principal import Principal
 from ingest_service.revocation import Revocations
@@ -43,8 +44,8 @@ class KeySource(Protocol):
     #: Another number than before when the keys are others; what they verified is verified again.
     version: int
 
-    def key_for(self, kid: str | None) -> Any:
-        """Return the key, or None for an unknown id; never waits for a network."""
+    def keys_for(self, kid: str | None) -> Sequence[Any]:
+        """Return the keys of this id, a few at most; never waits for a network."""
 
 
 class SingleKey:
@@ -56,9 +57,9 @@ class SingleKey:
         """Take the key."""
         self._key = key
 
-    def key_for(self, kid: str | None) -> Any:
+    def keys_for(self, kid: str | None) -> Sequence[Any]:
         """Return the key, whatever id the token names."""
-        return self._key
+        return (self._key,)
 
 
 class TokenVerifier:
@@ -107,19 +108,7 @@ class TokenVerifier:
         try:
             header = _strict_json(token.split(".", maxsplit=1)[0])
             _check_header(header)
-            claims = jwt.decode(
-                token,
-                self._key_of(header),
-                algorithms=[self._settings.jwt_algorithm],
-                audience=self._settings.jwt_audience,
-                issuer=self._settings.jwt_issuer,
-                leeway=LEEWAY,
-                options={
-                    "require": _REQUIRED,
-                    "strict_aud": True,
-                    "enforce_minimum_key_length": True,
-                },
-            )
+            claims = self._claims(token, self._keys.keys_for(header.get("kid")))
             # Parsed again, because PyJWT takes names that are repeated, and UTF-16.
             _strict_json(token.split(".")[1])
             return self._principal(claims)
@@ -130,11 +119,27 @@ class TokenVerifier:
         except Exception as error:  # noqa: BLE001  # whatever a hostile token provokes
             raise Unauthenticated(type(error).__name__) from None
 
-    def _key_of(self, header: dict[str, Any]) -> Any:
-        key = self._keys.key_for(header.get("kid"))
-        if key is None:
-            raise Unauthenticated("unknown kid")
-        return key
+    def _claims(self, token: str, keys: Sequence[Any]) -> dict[str, Any]:
+        """Return what the token claims, verified with the first of the keys that signed it."""
+        for number, key in enumerate(keys, 1):
+            try:
+                return jwt.decode(
+                    token,
+                    key,
+                    algorithms=[self._settings.jwt_algorithm],
+                    audience=self._settings.jwt_audience,
+                    issuer=self._settings.jwt_issuer,
+                    leeway=LEEWAY,
+                    options={
+                        "require": _REQUIRED,
+                        "strict_aud": True,
+                        "enforce_minimum_key_length": True,
+                    },
+                )
+            except jwt.InvalidSignatureError:
+                if number == len(keys):
+                    raise
+        raise Unauthenticated("unknown kid")
 
     def _principal(self, claims: dict[str, Any]) -> Principal:
         subject, expires, issued = claims["sub"], claims["exp"], claims["iat"]
@@ -194,7 +199,7 @@ def build_key_source(settings: Settings) -> KeySource:
         )
     try:
         if settings.jwt_public_key_file is not None:
-            key = load_pem_public_key(settings.jwt_public_key_file.read_bytes())
+            key = load_pem_public_key(read_file(settings.jwt_public_key_file).data)
             require_usable(settings.jwt_algorithm, key)
             return SingleKey(key)
         if settings.jwt_jwks_file is not None:

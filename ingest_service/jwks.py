@@ -3,26 +3,27 @@
 import asyncio
 import contextlib
 import json
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import jwt
 import structlog
 
 from ingest_service.fetch import fetch
+from ingest_service.files import MOST_BYTES, Aside, cause, read_file
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-_Keys = dict[str | None, Any]
-
-#: Seconds that a reading may take as a whole, and bytes that it may bring.
+#: Seconds that a reading may take as a whole.
 _READ_SECONDS = 5.0
-_MOST_BYTES = 1 << 20
+#: Entries of a set: each costs a moment of the interpreter.
+_MOST_ENTRIES = 1_000
+#: Keys of one id: a forged token is tried with each of them.
+_MOST_ALIKE = 4
+#: Reasons that a line gives for what was left out.
+_REASONS = 3
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: What kind of key each algorithm takes (RFC 7518, section 6.1).
 _KINDS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
@@ -50,7 +51,7 @@ class JwksFile:
 
     def read(self) -> str:
         """Read the file."""
-        return self._path.read_text()
+        return read_file(self._path).data.decode()
 
 
 class JwksUrl:
@@ -70,7 +71,18 @@ class JwksUrl:
 
     def read(self) -> str:
         """Fetch the text."""
-        return fetch(self._url, _READ_SECONDS, _MOST_BYTES).decode()
+        return fetch(self._url, _READ_SECONDS, MOST_BYTES).decode()
+
+
+class _Keys(NamedTuple):
+    #: By their id, which several may have: a rotation without ids, say (RFC 7517, section 4.5).
+    by_id: dict[str | None, tuple[Any, ...]]
+    #: Why others were left out, and how often.
+    left_out: Counter[str]
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.by_id.values()))
 
 
 class JwkSet:
@@ -87,22 +99,24 @@ class JwkSet:
         """
         self._algorithm = algorithm
         self._source = source
-        self._keys: _Keys = {}
+        self._aside = Aside("jwks")
+        self._keys = _Keys({}, Counter())
         self._text: str | None = None
-        self._is_readable = True
+        self._problem = ""
         self.version = 0
         self._wanted = asyncio.Event()
         if isinstance(source, JwksFile):
             self.load()
 
-    def key_for(self, kid: str | None) -> Any:
-        """Return the key with this id; a token without one is verified when there is one key."""
-        if kid is None and len(self._keys) == 1:
-            return next(iter(self._keys.values()))
-        key = self._keys.get(kid)
-        if key is None:
+    def keys_for(self, kid: str | None) -> tuple[Any, ...]:
+        """Return the keys with this id; of a token without one those without one, or the only."""
+        by_id = self._keys.by_id
+        if kid is None and len(by_id) == 1:
+            return next(iter(by_id.values()))
+        keys = by_id.get(kid, ())
+        if not keys:
             self._wanted.set()
-        return key
+        return keys
 
     async def keep_fresh(self) -> None:
         """Read the source again and again, until cancelled; sooner when a key is missed."""
@@ -116,19 +130,22 @@ class JwkSet:
 
     def load(self) -> None:
         """Read the source once, and wait for it; raises OSError or ValueError."""
-        self._take(*self._read())
+        self._take(*self._aside.wait_for(self._read, _READ_SECONDS))
 
     async def refresh(self) -> None:
         """Read the source once, for some seconds at most; keep the old keys when that fails."""
         try:
             # What comes later is not taken: it may be older than what the next reading brings.
-            self._take(*await asyncio.wait_for(_aside(self._read), _READ_SECONDS))
+            self._take(*await self._aside.result(self._read, _READ_SECONDS))
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not be the last time
-            if self._is_readable:
-                log.warning("jwks_unreadable", error=type(error).__name__, keys=len(self._keys))
-            self._is_readable = False
+            # What a key server answers is not put into the log.
+            is_file = isinstance(self._source, JwksFile)
+            problem = cause(error) if is_file else type(error).__name__
+            if problem != self._problem:
+                log.warning("jwks_unreadable", error=problem, keys=self._keys.total)
+            self._problem = problem
         else:
-            self._is_readable = True
+            self._problem = ""
 
     def _read(self) -> tuple[str, _Keys]:
         text = self._source.read()
@@ -138,7 +155,10 @@ class JwkSet:
         if text != self._text:
             self._keys, self._text = keys, text
             self.version += 1
-            log.info("jwks_read", keys=len(keys))
+            log.info("jwks_read", keys=keys.total)
+            if keys.left_out:
+                reasons = dict(keys.left_out.most_common(_REASONS))
+                log.warning("jwks_left_out", entries=keys.left_out.total(), reasons=reasons)
 
     def _parse(self, text: str) -> _Keys:
         """Return the keys that can be used; others are left out (RFC 7517, section 5)."""
@@ -148,44 +168,52 @@ class JwkSet:
             entries = None
         if not isinstance(entries, list):
             raise ValueError("it is no JWK Set")
-        keys: _Keys = {}
+        if len(entries) > _MOST_ENTRIES:
+            raise ValueError(f"it holds more than {_MOST_ENTRIES} entries")
+        keys = _Keys({}, Counter())
         for entry in entries:
             try:
                 if self._fits(entry):
-                    key = jwt.PyJWK(entry, algorithm=self._algorithm).key
-                    require_usable(self._algorithm, key)
-                    keys[entry.get("kid")] = key
+                    self._add(keys, entry)
+            except _LeftOutError as error:
+                keys.left_out[str(error)] += 1
             except Exception as error:  # noqa: BLE001  # each library has its own
-                log.warning("jwk_left_out", error=type(error).__name__)
-        if not keys:
+                keys.left_out[type(error).__name__] += 1
+        if not keys.by_id:
             raise ValueError(f"it holds no key for {self._algorithm}")
         return keys
 
+    def _add(self, keys: _Keys, entry: dict[str, Any]) -> None:
+        key = jwt.PyJWK(entry, algorithm=self._algorithm).key
+        require_usable(self._algorithm, key)
+        alike = keys.by_id.get(entry.get("kid"), ())
+        if len(alike) == _MOST_ALIKE:
+            raise _LeftOutError(f"more than {_MOST_ALIKE} keys of one kid")
+        keys.by_id[entry.get("kid")] = (*alike, key)
+
     def _fits(self, entry: dict[str, Any]) -> bool:
-        return (
-            entry.get("kty") == _KINDS.get(self._algorithm)
-            and entry.get("use", "sig") == "sig"
-            and "verify" in entry.get("key_ops", ["verify"])
-            and entry.get("alg", self._algorithm) == self._algorithm
-            and isinstance(entry.get("kid"), str | None)
-            # A private key is known to whoever can read the set.
-            and "d" not in entry
-        )
+        """Whether an entry is a key for what we do; others are none of our business."""
+        # A member that is null says nothing, as one that is absent.
+        entry = {name: value for name, value in entry.items() if value is not None}
+        if (
+            entry.get("kty") != _KINDS.get(self._algorithm)
+            or entry.get("use", "sig") != "sig"
+            or entry.get("alg", self._algorithm) != self._algorithm
+        ):
+            return False
+        operations = entry.get("key_ops", ["verify"])
+        if not isinstance(operations, list):
+            raise _LeftOutError("key_ops is no list")
+        if not isinstance(entry.get("kid", ""), str):
+            raise _LeftOutError("kid is no text")
+        if "d" in entry:
+            # It is known to whoever can read the set.
+            raise _LeftOutError("a private key")
+        return "verify" in operations
 
 
-def _aside(work: Callable[[], T]) -> asyncio.Future[T]:
-    """Run in a thread which, unlike those of asyncio, the end of the process does not wait for."""
-    done = Future[T]()
-    done.set_running_or_notify_cancel()  # so that whoever stops waiting does not take it away
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except Exception as error:  # noqa: BLE001  # it is raised where the result is awaited
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="jwks", daemon=True).start()
-    return asyncio.wrap_future(done)
+class _LeftOutError(Exception):
+    """Why an entry is not used."""
 
 
 def require_usable(algorithm: str, key: Any) -> None:
