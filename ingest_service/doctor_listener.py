@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography import x509
 
 from eventstore.settings import Settings, SettingsError
+from ingest_service.files import read_file
 from ingest_service.findings import Finding, Verdict, judged
 from ingest_service.tlsfiles import check_tls_files
 
@@ -40,7 +41,7 @@ def examine_listener(settings: Settings) -> Iterator[Finding]:
 def _lifetimes(check: str, file: Path) -> Finding:
     """Judge every certificate of a file: whoever is shown a chain refuses all of it for one."""
     try:
-        certificates = x509.load_pem_x509_certificates(file.read_bytes())
+        certificates = x509.load_pem_x509_certificates(read_file(file).data)
     except (OSError, ValueError):
         return Finding(check, Verdict.FAIL, "cannot be read as PEM certificates")
     # The one that ends first comes first: where all are in order, it alone is told.

@@ -9,6 +9,7 @@ import click
 
 from eventstore.settings import MIN_JWT_SECRET_BYTES, Settings, SettingsError
 from ingest_service.auth import issue_token
+from ingest_service.files import read_file
 from ingest_service.probe import reachable
 
 _TOKEN_HOURS = 24
@@ -44,7 +45,7 @@ def own_secret(data_dir: Path) -> str:
             with os.fdopen(os.open(new, flags, 0o600), "w") as opened:
                 opened.write(secrets.token_urlsafe(48))
             new.rename(file)
-        secret = file.read_text(encoding="ascii").strip()
+        secret = read_file(file).data.decode("ascii").strip()
     except OSError as error:
         raise SettingsError(
             f"jwt_secret in INGEST_DATA_DIR cannot be read: {error.strerror}; or set"

@@ -7,6 +7,7 @@ from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from eventstore.settings import Settings, SettingsError
+from ingest_service.files import read_file
 
 _TIMEOUT = 3.0
 
@@ -40,8 +41,8 @@ def _channel(settings: Settings, address: str) -> grpc.Channel:
     # The probe runs beside the server: it trusts that very certificate and no other, whatever name
     # it was issued to, and shows it where a client needs one.
     try:
-        certificate = settings.tls_cert_file.read_bytes()
-        key = settings.tls_key_file.read_bytes() if settings.tls_client_ca_file else None
+        certificate = read_file(settings.tls_cert_file).data
+        key = read_file(settings.tls_key_file).data if settings.tls_client_ca_file else None
         name = _name(certificate)
     except (OSError, ValueError) as error:
         raise SettingsError(f"INGEST_TLS_CERT_FILE cannot be used: {error}") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
+import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -13,11 +14,16 @@ from eventstore.settings import Settings, SettingsError
 from ingest.v1 import ingest_service_pb2_grpc
 from ingest_service import answers, decode, jsontext, parse
 from ingest_service.auth import MAX_TOKEN
+from ingest_service.files import Aside, cause, read_file
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
 from ingest_service.servicer import MAX_PAGE_SIZE, IngestServicer
 from ingest_service.tlsfiles import check_tls_files
 
+log = structlog.get_logger()
+
+#: Seconds that a handshake waits for the TLS files to be looked at.
+_RELOAD_SECONDS = 0.5
 #: Bytes of one message; the largest event is one message of its own.
 MAX_MESSAGE_BYTES = 4 << 20
 #: Bytes of metadata; equal limits, because between two different ones gRPC refuses at random.
@@ -143,27 +149,36 @@ class _Certificates:
             raise SettingsError("set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE together")
         self._cert, self._key = settings.tls_cert_file, settings.tls_key_file
         self._client_ca = settings.tls_client_ca_file
+        self._aside = Aside("tls-files")
+        self._problem = ""
         self._stamps = self._read_stamps()
 
     def load(self) -> grpc.ServerCertificateConfiguration:
         """Read the files; raises OSError."""
         return grpc.ssl_server_certificate_configuration(
-            [(self._key.read_bytes(), self._cert.read_bytes())],
-            root_certificates=self._client_ca.read_bytes() if self._client_ca else None,
+            [(read_file(self._key).data, read_file(self._cert).data)],
+            root_certificates=read_file(self._client_ca).data if self._client_ca else None,
         )
 
     def reload(self) -> Any:
         """Return the files' new content, or None to go on; gRPC asks at each handshake."""
         try:
-            stamps = self._read_stamps()
-            if stamps == self._stamps:
-                return None
-            configuration = self.load()
-        except OSError:
-            # Half-way through a replacement: the next handshake asks again.
+            changed = self._aside.wait_for(self._load_if_changed, _RELOAD_SECONDS)
+        except (OSError, RuntimeError) as error:
+            # Perhaps half-way through a replacement: the next handshake asks again.
+            if cause(error) != self._problem:
+                log.warning("tls_files_unreadable", error=cause(error))
+            self._problem = cause(error)
             return None
-        self._stamps = stamps
+        self._problem = ""
+        if changed is None:
+            return None
+        self._stamps, configuration = changed
         return configuration
+
+    def _load_if_changed(self) -> tuple[list[int], grpc.ServerCertificateConfiguration] | None:
+        stamps = self._read_stamps()
+        return None if stamps == self._stamps else (stamps, self.load())
 
     def _read_stamps(self) -> list[int]:
         files: list[Path | None] = [self._cert, self._key, self._client_ca]

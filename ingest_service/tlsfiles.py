@@ -4,6 +4,7 @@ import ssl
 from pathlib import Path
 
 from eventstore.settings import Settings, SettingsError
+from ingest_service.files import read_file
 
 
 def check_tls_files(settings: Settings) -> None:
@@ -13,7 +14,7 @@ def check_tls_files(settings: Settings) -> None:
         file: Path | None = getattr(settings, name)
         try:
             if file is not None:
-                file.read_bytes()
+                read_file(file)
         except OSError as error:
             # Not its name: somebody may have put the key itself there.
             problem = f"INGEST_{name.upper()} cannot be read: {error.strerror}"
@@ -30,6 +31,8 @@ def check_tls_files(settings: Settings) -> None:
         ) from None
     try:
         if settings.tls_client_ca_file is not None:
-            context.load_verify_locations(cadata=settings.tls_client_ca_file.read_text())
+            context.load_verify_locations(
+                cadata=read_file(settings.tls_client_ca_file).data.decode()
+            )
     except (ssl.SSLError, ValueError):
         raise SettingsError("INGEST_TLS_CLIENT_CA_FILE must hold PEM certificates") from None

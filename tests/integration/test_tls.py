@@ -238,6 +238,29 @@ def test_a_broken_replacement_leaves_the_old_certificate_in_use(
         assert served(server, grpc.ssl_channel_credentials(authority.pem))
 
 
+def test_a_fifo_in_place_of_the_certificate_holds_up_no_handshake_and_no_end(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    """It is told once, and the next good file is taken."""
+    server = start_service(tls_env)
+    trusting = grpc.ssl_channel_credentials(authority.pem)
+    before = serial_of(server, authority)
+    (tmp_path / "cert.pem").unlink()
+    os.mkfifo(tmp_path / "cert.pem")
+
+    for _ in range(3):
+        assert served(server, trusting)
+    assert server.process.stderr().count("tls_files_unreadable") == 1
+
+    (tmp_path / "cert.pem").unlink()
+    write(tmp_path, *authority.issue("renewed"))
+    eventually(lambda: serial_of(server, authority) != before)
+    (tmp_path / "cert.pem").unlink()
+    os.mkfifo(tmp_path / "cert.pem")
+    assert served(server, trusting)
+    assert server.stop() == 0
+
+
 def test_a_certificate_without_its_key_stops_the_start(
     tls_env: dict[str, str], processes: Processes, tmp_path: Path
 ) -> None:
