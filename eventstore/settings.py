@@ -9,7 +9,15 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: RFC 7518 section 3.2: an HS256 key is at least as long as the hash, 256 bits.
@@ -17,6 +25,9 @@ MIN_JWT_SECRET_BYTES = 32
 _LARGEST_PORT = 65_535
 #: The most of what else has no end: what is beyond is a mistake, or breaks dates and time-outs.
 _YEAR = 31_536_000
+_DAY = 86_400
+#: The least of what is not zero: one in a quarter of an hour.
+_LEAST_RATE = 0.001
 _MOST_DAYS = 10_000
 _MOST = 1_000_000_000
 #: What a database URL starts with (see engine.normalise_url).
@@ -24,6 +35,16 @@ _DATABASES = ("postgresql://", "postgres://", "postgresql+psycopg2://", "sqlite:
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
+
+def _none_or_some(rate: float) -> float:
+    if 0 < rate < _LEAST_RATE:
+        raise PydanticCustomError(
+            "rate", "Input should be 0 or greater than or equal to {least}", {"least": _LEAST_RATE}
+        )
+    return rate
+
+
+Rate = Annotated[float, AfterValidator(_none_or_some)]
 
 #: Variables of the client's commands, and of the supervisor for its processes.
 _OTHER_VARIABLES = frozenset({"INGEST_TOKEN", "INGEST_TARGET", "INGEST_SUPERVISED"})
@@ -89,20 +110,20 @@ class Settings(BaseSettings):
         None, description="JSON file of revoked tokens, in force within five seconds"
     )
 
-    user_events_per_second: float = Field(
+    user_events_per_second: Rate = Field(
         0,
         ge=0,
         le=_MOST,
         description="events that a user may submit to each server process, in bursts of two"
         " seconds; 0: no limit",
     )
-    user_bytes_per_second: float = Field(
+    user_bytes_per_second: Rate = Field(
         0,
         ge=0,
         le=_MOST,
         description="bytes that a user may submit to each server process; 0: no limit",
     )
-    user_reads_per_second: float = Field(
+    user_reads_per_second: Rate = Field(
         0,
         ge=0,
         le=_MOST,
@@ -111,34 +132,37 @@ class Settings(BaseSettings):
     user_streams: int = Field(
         0,
         ge=0,
-        le=_MOST,
+        le=1_000_000,
         description="streams that a user may have open on each server process; 0: no limit",
     )
 
     group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")
     group_bytes: int = Field(
-        1 << 20, ge=1 << 10, le=_MOST, description="most event bytes in one transaction"
+        1 << 20, ge=1 << 10, le=64 << 20, description="most event bytes in one transaction"
     )
     waiting_rows: int = Field(
-        20_000, ge=1_000, le=_MOST, description="most events waiting in the intake, then it refuses"
+        20_000,
+        ge=1_000,
+        le=10_000_000,
+        description="most events waiting in the intake, then it refuses",
     )
     waiting_bytes: int = Field(
-        6 << 20, ge=4 << 20, le=_MOST, description="most event bytes waiting in the intake"
+        6 << 20, ge=4 << 20, le=8 << 30, description="most event bytes waiting in the intake"
     )
     stream_idle_seconds: float = Field(
         30.0,
-        gt=0,
-        le=_YEAR,
+        ge=1,
+        le=_DAY,
         description="a stream, or unary call, that sends nothing for so long is ended",
     )
     unary_max_seconds: float = Field(
         30.0,
-        gt=0,
-        le=_YEAR,
+        ge=0.1,
+        le=_DAY,
         description="a unary call that was not answered within so long is ended, at the latest",
     )
     stream_max_seconds: float = Field(
-        3_600.0, gt=0, le=_YEAR, description="a stream is answered after so long, complete or not"
+        3_600.0, ge=1, le=_DAY, description="a stream is answered after so long, complete or not"
     )
     read_threads: int = Field(4, ge=1, le=64, description="threads and connections for reading")
 
@@ -148,12 +172,12 @@ class Settings(BaseSettings):
     )
     worker_threads: int = Field(4, ge=1, le=64, description="threads of each worker process")
     chunk_rows: int = Field(500, ge=1, le=5_000, description="most event keys in one message")
-    sweep_seconds: float = Field(1.0, gt=0, le=60, description="pause between two sweeps")
+    sweep_seconds: float = Field(1.0, ge=0.01, le=60, description="pause between two sweeps")
     dispatch_grace_seconds: float = Field(
-        5.0, gt=0, le=_YEAR, description="a PENDING event is swept when it is this old"
+        5.0, ge=0.1, le=_DAY, description="a PENDING event is swept when it is this old"
     )
     lease_seconds: float = Field(
-        15.0, ge=2, le=_YEAR, description="time a recovery attempt has before it counts as dead"
+        15.0, ge=2, le=_DAY, description="time a recovery attempt has before it counts as dead"
     )
     max_attempts: int = Field(5, ge=1, le=100, description="attempts before an event is FAILED")
     partition_days_ahead: int = Field(7, ge=1, le=90, description="daily partitions made ahead")

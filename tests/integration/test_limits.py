@@ -152,10 +152,10 @@ def test_a_stream_beyond_the_share_does_not_outlast_its_time(
 def test_a_wait_beyond_all_measure_is_told_as_a_day(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    shares = {"USER_EVENTS_PER_SECOND": "1e-20"}
+    shares = {"USER_BYTES_PER_SECOND": "0.001"}
     with running(tmp_path, settings_for(database_url, redis_url, **shares)) as service:
         greedy = service.caller()
-        greedy.submit(event())
+        greedy.submit(event(payload={"text": "x" * 1_000}))
 
         assert refused(greedy.submit, event()).retry_delay == 86_400
 

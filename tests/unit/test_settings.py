@@ -89,6 +89,45 @@ def test_a_number_that_none_can_mean_is_named(
     assert any(allowed in told for allowed in ("than", "valid integer", "valid number"))
 
 
+@pytest.mark.parametrize(
+    "name, number, allowed",
+    [
+        ("STREAM_IDLE_SECONDS", "1e-9", "greater than or equal to 1"),
+        ("STREAM_IDLE_SECONDS", "86401", "less than or equal to 86400"),
+        ("UNARY_MAX_SECONDS", "0.05", "greater than or equal to 0.1"),
+        ("UNARY_MAX_SECONDS", "86401", "less than or equal to 86400"),
+        ("STREAM_MAX_SECONDS", "1e-300", "greater than or equal to 1"),
+        ("STREAM_MAX_SECONDS", "86401", "less than or equal to 86400"),
+        ("SWEEP_SECONDS", "1e-9", "greater than or equal to 0.01"),
+        ("DISPATCH_GRACE_SECONDS", "1e-9", "greater than or equal to 0.1"),
+        ("DISPATCH_GRACE_SECONDS", "86401", "less than or equal to 86400"),
+        ("LEASE_SECONDS", "86401", "less than or equal to 86400"),
+        ("LEASE_SECONDS", "1e300", "less than or equal to 86400"),
+        ("USER_EVENTS_PER_SECOND", "1e-300", "0 or greater than or equal to 0.001"),
+        ("USER_BYTES_PER_SECOND", "0.0009", "0 or greater than or equal to 0.001"),
+        ("USER_READS_PER_SECOND", "1e-300", "0 or greater than or equal to 0.001"),
+        ("USER_STREAMS", "1000001", "less than or equal to 1000000"),
+        ("GROUP_BYTES", "67108865", "less than or equal to 67108864"),
+        ("WAITING_ROWS", "10000001", "less than or equal to 10000000"),
+        ("WAITING_BYTES", "8589934593", "less than or equal to 8589934592"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_named_with_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, name: str, number: str, allowed: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(monkeypatch, **{name: number})
+
+    assert str(caught.value) == f"set INGEST_{name}: Input should be {allowed}"
+
+
+@pytest.mark.parametrize("rate", ["0", "0.001", "10"])
+def test_a_rate_is_none_at_all_or_one_that_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, rate: str
+) -> None:
+    assert load(monkeypatch, USER_EVENTS_PER_SECOND=rate).user_events_per_second == float(rate)
+
+
 def test_several_mistakes_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"INGEST_PROCESSES.*INGEST_LOG_LEVEL"):
         load(monkeypatch, PROCESSES="0", LOG_LEVEL="LOUD")
