@@ -57,7 +57,7 @@ def dev() -> None:
     \b
     Example: INGEST_LISTEN=127.0.0.1:50051 INGEST_DATA_DIR=./data ingest-service dev
     """
-    from ingest_service.newcomer import greet, make_data_dir, own_secret
+    from ingest_service.newcomer import greet, make_data_dir, own_secret, sole_use
 
     settings = Settings.load(reflection=True)
     if settings.tls_cert_file is not None:
@@ -68,12 +68,13 @@ def dev() -> None:
             " 127.0.0.1 and a port, or INGEST_PLAINTEXT=true where TLS ends in front of it"
         )
     make_data_dir(settings.data_dir)
-    if settings.jwt_secret is None and settings.jwt_algorithm == "HS256":
-        settings = Settings.load(reflection=True, jwt_secret=own_secret(settings.data_dir))
-    configure_logs(settings.log_level)
-    from ingest_service.app import serve_embedded
+    with sole_use(settings.data_dir):
+        if settings.jwt_secret is None and settings.jwt_algorithm == "HS256":
+            settings = Settings.load(reflection=True, jwt_secret=own_secret(settings.data_dir))
+        configure_logs(settings.log_level)
+        from ingest_service.app import serve_embedded
 
-    _run(lambda: serve_embedded(settings, on_ready=lambda port: greet(settings, port)))
+        _run(lambda: serve_embedded(settings, on_ready=lambda port: greet(settings, port)))
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """Looks at the database of a server and a worker."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +20,9 @@ _LEAST_VERSION = 150_000
 #: Seconds that the clocks of this machine and of the database may differ.
 _CLOCK_DIFFERENCE = 2.0
 _LEAST_PARTITIONS = 2
+#: Bytes free beside a SQLite file: below the first soon, and below the second now, it is full.
+_LEAST_SPACE = 1 << 30
+_NO_SPACE = 64 << 20
 #: Seconds for which the oldest pending event may be due.
 _MOST_OVERDUE = 30.0
 
@@ -61,6 +65,7 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 )
             elif current:
                 yield from _file(*inspect_file(connection))
+                yield judge_space(shutil.disk_usage(_file_of(engine).resolve().parent).free)
     except StorageError as error:
         yield Finding("database", Verdict.FAIL, f"{error}: check INGEST_DATABASE_URL")
     finally:
@@ -80,6 +85,15 @@ def _file(journal: str, damage: str) -> Iterator[Finding]:
     yield judged(
         "file", damage == "ok", "sound" if damage == "ok" else damage,
         "take a copy of the file, then `sqlite3 FILE .recover`", fail=True,
+    )  # fmt: skip
+
+
+def judge_space(free: int) -> Finding:
+    """Judge how many bytes are free where a SQLite file is."""
+    return judged(
+        "disk", free >= _LEAST_SPACE, f"{free >> 20} MiB free",
+        "without room nothing is stored: make some beside the file, or move it to another disk",
+        fail=free < _NO_SPACE,
     )  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """What `ingest-service dev` makes and prints for somebody who has just started it."""
 
+import fcntl
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -98,6 +101,32 @@ def make_data_dir(data_dir: Path) -> None:
             "ingest.db in INGEST_DATA_DIR is no SQLite database: move it away, or set"
             " INGEST_DATA_DIR to another folder"
         )
+
+
+@contextmanager
+def sole_use(data_dir: Path) -> Iterator[None]:
+    """Keep every other `dev` out of the data directory; raises SettingsError when one is in it.
+
+    The kernel lets go of the lock when the process ends, however it does.
+    """
+    try:
+        descriptor = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise SettingsError(f"lock in INGEST_DATA_DIR cannot be opened: {error.strerror}") from None
+    with os.fdopen(descriptor):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"another `dev` runs on the data in {data_dir.resolve()}: end it, or set"
+                " INGEST_DATA_DIR to another folder"
+            ) from None
+        except OSError as error:
+            raise SettingsError(
+                f"lock in INGEST_DATA_DIR cannot be locked: {error.strerror}; set it to a folder"
+                " on a local disk"
+            ) from None
+        yield
 
 
 def as_embedded(settings: Settings) -> Settings:

@@ -17,7 +17,7 @@ from eventstore.settings import Settings
 from ingest_service.doctor_database import judge_postgres
 from tests.integration.test_partitions import NOW, day
 from tests.kit.rows import add
-from tests.kit.server import BIN, closing_engine, running, settings_for
+from tests.kit.server import BIN, closing_engine, settings_for
 from tests.kit.services import start_redis
 from tests.kit.tokens import SECRET
 
@@ -273,48 +273,6 @@ def test_an_old_schema_fails(env: dict[str, str], database_url: str) -> None:
     code, found = examine(env, "--allow-unsafe-durability")
     assert (code, found["schema"][0]) == (1, "fail")
     assert "ingest-service migrate" in found["schema"][1]
-
-
-def test_after_dev_doctor_looks_at_the_data_directory_and_asks_for_no_broker(
-    tmp_path: Path,
-) -> None:
-    env = {"INGEST_DATA_DIR": str(tmp_path / "data"), "INGEST_LISTEN": "127.0.0.1:0"}
-    with running(tmp_path / "dev", env, "dev"):
-        code, found = examine(env)
-
-    assert (code, "fail" in {verdict for verdict, _ in found.values()}) == (0, False)
-    assert found["database"] == ("ok", "sqlite answers")
-    assert found["journal"] == ("ok", "wal")
-    assert found["file"] == ("ok", "sound")
-    assert found["keys"] == ("ok", "HS256")
-    assert "not needed" in found["broker"][1]
-
-    code, found = examine(env | {"INGEST_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"})
-    assert (code, found["database"][0], found["broker"][0]) == (1, "fail", "fail")
-
-
-def test_a_database_file_that_is_not_there_fails_and_is_not_made(tmp_path: Path) -> None:
-    file = tmp_path / "ingest.db"
-
-    code, found = examine({"INGEST_DATABASE_URL": f"sqlite:///{file}", "INGEST_JWT_SECRET": SECRET})
-
-    assert (code, found["database"][0]) == (1, "fail")
-    assert not file.exists()
-
-
-def test_a_damaged_database_file_fails(tmp_path: Path) -> None:
-    file = tmp_path / "ingest.db"
-    url = f"sqlite:///{file}"
-    migrations.upgrade(url)
-    content = bytearray(file.read_bytes())
-    # The last page that holds anything: the schema is still read, and what is stored is not.
-    page = int.from_bytes(content[16:18], "big")
-    content[-page:] = b"\xff" * page
-    file.write_bytes(content)
-
-    code, found = examine({"INGEST_DATABASE_URL": url, "INGEST_JWT_SECRET": SECRET})
-
-    assert (code, found["file"][0]) == (1, "fail")
 
 
 @pytest.mark.parametrize(

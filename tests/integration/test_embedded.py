@@ -154,6 +154,34 @@ def test_what_was_acknowledged_survives_a_kill_and_is_processed_after_the_next_s
     assert stored == set(ids)
 
 
+def test_a_second_dev_on_the_same_data_is_refused_until_the_first_is_gone(
+    dev: Service, tmp_path: Path, env: dict[str, str]
+) -> None:
+    """Its port is another one; the folder is named as somebody else may name it."""
+    folder = Path(env["INGEST_DATA_DIR"])
+    (tmp_path / "other").symlink_to(folder)
+    second = env | {"INGEST_DATA_DIR": str(tmp_path / "other")}
+    refused = subprocess.run(
+        [BIN / "ingest-service", "dev"],
+        env=second,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1] == (
+        f"Error: another `dev` runs on the data in {folder.resolve()}: end it, or set"
+        " INGEST_DATA_DIR to another folder"
+    )
+    assert newcomer(dev).submit(event()).event_id
+
+    dev.process.kill()
+    dev.process.wait()
+    with running(tmp_path / "again", second, "dev") as again:
+        assert Caller(again.channel, exported(dev)["INGEST_TOKEN"]).counts()
+
+
 def test_what_is_stored_can_be_read_by_its_user_alone(dev: Service, env: dict[str, str]) -> None:
     newcomer(dev).submit(event())
     folder = Path(env["INGEST_DATA_DIR"])
