@@ -102,6 +102,7 @@ class JwkSet:
         self._aside = Aside("jwks")
         self._keys = _Keys({}, Counter())
         self._text: str | None = None
+        self._refused: tuple[str | None, str] = (None, "")
         self._problem = ""
         self.version = 0
         self._wanted = asyncio.Event()
@@ -149,7 +150,16 @@ class JwkSet:
 
     def _read(self) -> tuple[str, _Keys]:
         text = self._source.read()
-        return text, self._keys if text == self._text else self._parse(text)
+        if text == self._text:
+            return text, self._keys
+        if text == self._refused[0]:
+            raise ValueError(self._refused[1])
+        try:
+            return text, self._parse(text)
+        except ValueError as error:
+            # To parse a large one costs everybody a moment: not each second.
+            self._refused = text, str(error)
+            raise
 
     def _take(self, text: str, keys: _Keys) -> None:
         if text != self._text:

@@ -39,6 +39,7 @@ class Revocations:
         self._path = path
         self._aside = Aside("revocations")
         self._stamp: _Stamp | None = None
+        self._refused: tuple[_Stamp | None, str] = (None, "")
         self._problem = ""
         self._revoked = _Revoked()
         if path is not None:
@@ -85,13 +86,18 @@ class Revocations:
         if self._path is None:
             return None
         status = self._path.stat()
-        if self._stamp == (status.st_mtime_ns, status.st_size, status.st_ino):
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp == self._stamp:
             return None
+        if stamp == self._refused[0]:
+            raise ValueError(self._refused[1])
         content = read_file(self._path)
         try:
             return content.stamp, _parse(content.data.decode())
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+        except (ValueError, RecursionError) as error:
+            # To parse a large one costs everybody a moment: not each second.
+            self._refused = content.stamp, cause(error)
+            raise ValueError(self._refused[1]) from error
 
     def _take(self, new: tuple[_Stamp, _Revoked] | None) -> None:
         if new is not None:

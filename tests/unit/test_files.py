@@ -1,15 +1,21 @@
 """Files that an operator replaces: a reading that never ends holds up nobody, and costs little."""
 
 import asyncio
+import json
 import os
 import threading
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import structlog
 
 from ingest_service import files
 from ingest_service.files import MOST_BYTES, Aside, read_file
+from ingest_service.jwks import JwkSet, JwksFile
 from ingest_service.revocation import Revocations
+from tests.kit.key_server import Key, key_set
 from tests.kit.waiting import eventually
 
 
@@ -77,3 +83,36 @@ def test_a_file_system_that_hangs_keeps_what_was_revoked_and_its_return_is_notic
         assert revocations.cover("other", "alice", 1)
     finally:
         end.set()
+
+
+def test_a_mistake_that_stays_is_parsed_once_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To parse a large file holds up whoever is served meanwhile."""
+    revoked, keys = tmp_path / "revoked.json", tmp_path / "keys.json"
+    revoked.write_text("{}")
+    keys.write_bytes(key_set(Key("a")))
+    revocations, source = Revocations(revoked), JwkSet("ES256", JwksFile(keys))
+    parse, parsed = json.loads, Mock()
+
+    def counted(text: str, **options: Any) -> Any:
+        parsed(text)
+        return parse(text, **options)
+
+    monkeypatch.setattr(json, "loads", counted)
+    for file in (revoked, keys):
+        file.write_text('{"jti": [5], "keys": []}')
+
+    with structlog.testing.capture_logs() as seen:
+        for _ in range(3):
+            asyncio.run(revocations.look())
+            asyncio.run(source.refresh())
+    assert parsed.call_count == 2
+    assert [entry["event"] for entry in seen] == ["revocations_unreadable", "jwks_unreadable"]
+
+    revoked.write_text('{"jti": ["stolen"]}')
+    keys.write_bytes(key_set(Key("b")))
+    asyncio.run(revocations.look())
+    asyncio.run(source.refresh())
+    assert revocations.cover("stolen", "alice", 1)
+    assert source.keys_for("b")
