@@ -40,6 +40,8 @@ _MOST_STUCK = 100
 #: Seconds of the longest back-off.
 _MAX_BACKOFF = 60.0
 _UNSTORABLE = "the result cannot be stored"
+#: Characters of an exception's name in a reason and in the log; an enricher may call it anything.
+_LONGEST_NAME = 100
 
 
 class Processor:
@@ -61,10 +63,8 @@ class Processor:
         self._clock = DatabaseClock()
         self._solitude = Solitude()
         #: For the pipeline of one message.
-        self._limit = TimeLimit(
-            min(lease_seconds * _TIME_SHARE, _MOST_SECONDS),
-            grace_seconds=lease_seconds * _GRACE_SHARE,
-        )
+        self._seconds = min(lease_seconds * _TIME_SHARE, _MOST_SECONDS)
+        self._limit = TimeLimit(self._seconds, grace_seconds=lease_seconds * _GRACE_SHARE)
 
     @property
     def is_reserved(self) -> bool:
@@ -157,11 +157,16 @@ class Processor:
         """Run the pipeline over events, up to one that runs out of time."""
         outcomes: list[Finished | Postponed] = []
         now = self._clock.now()
+        until = time.monotonic() + self._seconds
 
         def work() -> None:
             for event in events:
+                outcome = self._processed(event, now, counted=counted)
+                if time.monotonic() > until:
+                    # Perhaps it swallowed the strike: what follows is not to blame.
+                    raise OutOfTime
                 # Each for itself: whoever strikes sees how far it came.
-                outcomes.append(self._processed(event, now, counted=counted))  # noqa: PERF401  # see above
+                outcomes.append(outcome)
 
         try:
             self._limit.run(work)
@@ -183,10 +188,13 @@ class Processor:
     ) -> Finished | Postponed:
         try:
             return process(event, now=now, enrichers=self._enrichers)
-        except Exception as error:  # noqa: BLE001  # an enricher may raise anything
-            log.warning("event_postponed", event_id=event.key.id, error=type(error).__name__)
-            reason = f"processing failed: {type(error).__name__}"
-            return self._failed(event, reason, counted=counted)
+        except OutOfTime:
+            # It ends the work, and may strike in the handler below as well.
+            raise
+        except BaseException as error:  # noqa: BLE001  # an enricher may raise SystemExit, too
+            reason = f"processing failed: {_name_of(error)}"
+        log.warning("event_postponed", event_id=event.key.id, reason=reason)
+        return self._failed(event, reason, counted=counted)
 
     def _failed(self, event: PendingEvent, reason: str, *, counted: bool) -> Finished | Postponed:
         attempts = event.attempts + (0 if counted else 1)
@@ -215,6 +223,12 @@ class Processor:
     def _synchronise(self, connection: Connection) -> None:
         if self._clock.stale:
             self._clock.synchronise(connection)
+
+
+def _name_of(error: BaseException) -> str:
+    """Return the name of an exception's class, short and printable."""
+    name = type(error).__name__[:_LONGEST_NAME]
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def _end_process(reason: str, key: EventKey) -> NoReturn:
