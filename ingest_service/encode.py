@@ -25,6 +25,9 @@ _STRUCT_VALUE = 24
 _STRUCT_GROWTH = 6
 #: Bytes of an event beside attributes and content, roughly.
 _FIXED = 600
+#: Bytes of events with Structs in one answer, beyond which their content is JSON: with what is
+#: around them less than the 4 MiB that a client takes.
+_MOST_WITH_STRUCTS = (4 << 20) - (4 << 10)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -64,8 +67,21 @@ def _duplicate(verdict: Duplicate, index: int) -> event_pb2.EventReceipt:
     )
 
 
-def encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:
-    """Return an event in the form that the reader asked for."""
+def encode_events(page: Sequence[StoredEvent], payload_format: int) -> Sequence[event_pb2.Event]:
+    """Return the events of one answer in the form that the reader asked for.
+
+    Content that would take too much as Structs is JSON, which is bounded where it is read.
+    """
+    encoded = [_encode_event(stored, payload_format) for stored in page]
+    if payload_format == event_pb2.PAYLOAD_FORMAT_JSON:
+        return encoded
+    most = sum(most_bytes(stored, payload_format) for stored in page)
+    if most > _MOST_WITH_STRUCTS < sum(event.ByteSize() for event in encoded):
+        return [_encode_event(stored, event_pb2.PAYLOAD_FORMAT_JSON) for stored in page]
+    return encoded
+
+
+def _encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:
     event = event_pb2.Event(
         event_id=stored.key.id,
         type=stored.type,

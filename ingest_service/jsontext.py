@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from eventstore.depth import deeper_than
+from eventstore.expansion import LONGEST_EXPANSION, digits_added
 from ingest_service.errors import Violation
 
 #: Levels of objects and arrays.
@@ -28,8 +29,6 @@ _SMALL = 2 * MAX_DEPTH
 #: How many times its size may be added when numbers are written out, as JSONB does: a text then
 #: takes four times as much at most, with half for the spaces that JSONB puts between values.
 _MAX_ADDED = 2.5
-#: Digits of the longest double.
-_LONGEST_EXPANSION = 309
 
 #: Characters of a text in which the place of what is wrong is looked for.
 _FOUND_IN = 64 << 10
@@ -128,9 +127,9 @@ def check(value: Any, compact: bytes) -> None:
     ):
         return
     exponents = compact.count(b"+") + compact.count(b"e-")
-    if exponents * _LONGEST_EXPANSION > _MAX_ADDED * len(compact):
-        written_out = sum(_digits(found) for _, found in _walk(value) if type(found) is float)
-        if written_out > _MAX_ADDED * len(compact) + 2 * _LONGEST_EXPANSION:
+    if exponents * LONGEST_EXPANSION > _MAX_ADDED * len(compact):
+        written_out = sum(digits_added(found) for _, found in _walk(value) if type(found) is float)
+        if written_out > _MAX_ADDED * len(compact) + 2 * LONGEST_EXPANSION:
             raise JsonRefused("", _EXPANDS)
 
 
@@ -147,14 +146,6 @@ def _holds_too_many(value: Any) -> bool:
             if type(inner) is dict or type(inner) is list
         ]
     return False
-
-
-def _digits(number: float) -> int:
-    """Return how many digits JSONB writes for a double beyond those that JSON has."""
-    if number == 0:
-        return 0
-    exponent = math.floor(math.log10(abs(number)))
-    return abs(exponent) if abs(exponent) > 16 else 0  # noqa: PLR2004  # written out by both
 
 
 def _keys_repeat(text: str, compact: str) -> bool:

@@ -19,7 +19,7 @@ from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder, check_text, decode_bound, decode_format
-from ingest_service.encode import encode_event, encode_receipts
+from ingest_service.encode import encode_events, encode_receipts
 from ingest_service.errors import (
     Draining,
     EventNotFound,
@@ -162,7 +162,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         stored = await self._content.event(context, user_id, event_id, payload_format)
         if stored is None:
             raise EventNotFound
-        return pb.GetEventResponse(event=encode_event(stored, payload_format))
+        return pb.GetEventResponse(event=encode_events([stored], payload_format)[0])
 
     async def ListEvents(  # noqa: N802
         self, request: pb.ListEventsRequest, context: Context
@@ -198,7 +198,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             before=cursor,
         )
         return pb.ListEventsResponse(
-            events=[encode_event(stored, payload_format) for stored in page.events],
+            events=encode_events(page.events, payload_format),
             next_page_token=make_page_token(page.cursor, filters) if page.cursor else "",
         )
 

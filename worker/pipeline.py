@@ -11,6 +11,7 @@ import orjson
 
 from eventstore.depth import deeper_than
 from eventstore.values import EventStatus, Finished, PendingEvent
+from worker.properties import checked, written
 
 #: Bytes of the payload as compact UTF-8 JSON.
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -46,7 +47,8 @@ def installed_enrichers() -> list[Enricher]:
 def process(event: PendingEvent, *, now: datetime, enrichers: Sequence[Enricher]) -> Finished:
     """Return the event's final state: PROCESSED with its properties, or INVALID with the reason.
 
-    Whatever an enricher raises passes through.
+    Whatever an enricher raises passes through; what it returns and the store cannot keep raises
+    UnstorableResult.
     """
     try:
         payload = validate(event)
@@ -56,7 +58,8 @@ def process(event: PendingEvent, *, now: datetime, enrichers: Sequence[Enricher]
     properties["user"] = {"id": event.key.user_id, "email": event.email or None}
     for enricher in enrichers:
         properties.update(enricher(payload))
-    text = orjson.dumps(properties, option=orjson.OPT_UTC_Z).decode()
+    # Without enrichers it is made of a payload that is within its limits.
+    text = checked(properties) if enrichers else written(properties)
     return Finished(event.key, EventStatus.PROCESSED, text, None)
 
 

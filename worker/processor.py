@@ -22,6 +22,7 @@ from eventstore.engine import reading
 from eventstore.errors import PermanentStorageError, TransientStorageError, storage_errors
 from eventstore.values import EventKey, EventStatus, Finished, PendingEvent, Postponed
 from worker.pipeline import Enricher, process
+from worker.properties import UnstorableResult
 from worker.solitude import Solitude
 from worker.timelimit import NoThread, OutOfTime, TimeLimit
 
@@ -85,18 +86,10 @@ class Processor:
                 self._deliver(keys)
 
     def _deliver(self, keys: Sequence[EventKey]) -> None:
-        try:
-            with storage_errors(), reading(self._engine) as connection:
-                self._synchronise(connection)
-                found = processing.waiting(connection, keys)
-            self._complete(found, token=None)
-        except PermanentStorageError:
-            if len(keys) == 1:
-                self._note_unstorable(keys[0])
-            else:
-                # One event's properties are refused: each alone, so that it fails alone.
-                for key in keys:
-                    self._deliver([key])
+        with storage_errors(), reading(self._engine) as connection:
+            self._synchronise(connection)
+            found = processing.waiting(connection, keys)
+        self._finish_found(found, token=None)
 
     def recover(self, keys: Sequence[EventKey], *, attempts: int) -> None:
         """Process events that were left over, as attempt number `attempts` + 1.
@@ -121,17 +114,18 @@ class Processor:
             held = processing.lease(
                 connection, keys, attempts=attempts, token=token, seconds=self._lease_seconds
             )
-        self._finish_held(held, token)
+        self._finish_found(held, token)
 
-    def _finish_held(self, held: Sequence[PendingEvent], token: str) -> None:
+    def _finish_found(self, found: Sequence[PendingEvent], token: str | None) -> None:
         try:
-            self._complete(held, token=token)
+            self._complete(found, token=token)
         except PermanentStorageError:
-            if len(held) == 1:
-                self._note_unstorable_held(held[0], token)
+            if len(found) == 1:
+                self._note_unstorable(found[0], token)
             else:
-                for event in held:
-                    self._finish_held([event], token)
+                # One event's properties are refused: each alone, so that it fails alone.
+                for event in found:
+                    self._finish_found([event], token)
 
     def _complete(self, events: Sequence[PendingEvent], *, token: str | None) -> None:
         """Run the pipeline over events and write all results back."""
@@ -191,6 +185,8 @@ class Processor:
         except OutOfTime:
             # It ends the work, and may strike in the handler below as well.
             raise
+        except UnstorableResult as error:
+            reason = f"{_UNSTORABLE}: {error}"
         except BaseException as error:  # noqa: BLE001  # an enricher may raise SystemExit, too
             reason = f"processing failed: {_name_of(error)}"
         log.warning("event_postponed", event_id=event.key.id, reason=reason)
@@ -204,15 +200,8 @@ class Processor:
         longest = min(_MAX_BACKOFF, 2.0**attempts)
         return Postponed(event.key, random.uniform(0, longest), reason)  # noqa: S311  # no secret
 
-    def _note_unstorable(self, key: EventKey) -> None:
-        with storage_errors(), self._engine.begin() as connection:
-            for event in processing.waiting(connection, [key]):
-                processing.finish(
-                    connection, [Finished(event.key, EventStatus.INVALID, None, _UNSTORABLE)]
-                )
-
-    def _note_unstorable_held(self, event: PendingEvent, token: str) -> None:
-        outcome = self._failed(event, _UNSTORABLE, counted=True)
+    def _note_unstorable(self, event: PendingEvent, token: str | None) -> None:
+        outcome = self._failed(event, _UNSTORABLE, counted=token is not None)
         with storage_errors(), self._engine.begin() as connection:
             if isinstance(outcome, Finished):
                 processing.finish(connection, [outcome], token)

@@ -10,14 +10,21 @@ from sqlalchemy import Engine
 
 from eventstore.values import EventStatus
 from tests.kit.rows import add, row_of, rows_of
+from worker import pipeline
 from worker.pipeline import Enricher
 from worker.processor import Processor
+from worker.properties import MAX_PROPERTIES_BYTES, checked
 from worker.timelimit import OutOfTime
 
 
 def processor(store: Engine, enricher: Enricher, **options: Any) -> Processor:
     options = {"max_attempts": 5, "lease_seconds": 15} | options
     return Processor(store, enrichers=[enricher], **options)
+
+
+def returning(result: Any) -> Enricher:
+    """Return an enricher that gives this back for a payload that is not empty."""
+    return lambda payload: result if payload else {}
 
 
 def raising(error: BaseException) -> Enricher:
@@ -117,3 +124,56 @@ def test_the_name_of_an_exception_is_short_and_printable(
     row = row_of(store, key)
     assert (row.status, row.attempts) == (EventStatus.PENDING, 1)
     assert row.processing_error == f"processing failed: {shown}"
+
+
+@pytest.mark.parametrize(
+    "result, why",
+    [
+        ({"x": "\0"}, "a text contains U+0000"),
+        ({"x": "\ud800"}, "a text contains a lone surrogate"),
+        ({"x": float("nan")}, "a number is NaN or infinite"),
+        ({"x": object()}, "a value is nothing that JSON has"),
+        ({1: 2}, "a key is no text"),
+        (
+            {"x": "a" * MAX_PROPERTIES_BYTES},
+            f"properties take more than {MAX_PROPERTIES_BYTES} bytes of JSON",
+        ),
+    ],
+)
+def test_a_result_that_cannot_be_stored_fails_alone_and_alike_on_both_databases(
+    store: Engine, result: Any, why: str
+) -> None:
+    keys = add(store, {}, {"a": 1}, {})
+
+    processor(store, returning(result)).first_delivery(keys)
+
+    rows = rows_of(store, keys)
+    assert [(row.status, row.attempts) for row in rows] == [(2, 0), (1, 1), (2, 0)]
+    assert rows[1].processing_error == f"the result cannot be stored: {why}"
+
+
+def test_the_last_attempt_of_such_an_event_ends_it_with_that_reason(store: Engine) -> None:
+    (key,) = add(store, {"a": 1})
+
+    processor(store, returning({"x": "\0"}), max_attempts=1).first_delivery([key])
+
+    row = row_of(store, key)
+    assert row.status == EventStatus.FAILED
+    assert row.processing_error == "the result cannot be stored: a text contains U+0000"
+
+
+def test_what_the_database_refuses_all_the_same_fails_alone_too(
+    store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known to be wrong is refused before; here something slips through."""
+    spoilt = "\ud800"  # no driver takes it
+    monkeypatch.setattr(
+        pipeline, "checked", lambda found: spoilt if "bad" in found else checked(found)
+    )
+    keys = add(store, {}, {"a": 1}, {})
+
+    processor(store, returning({"bad": 1})).first_delivery(keys)
+
+    rows = rows_of(store, keys)
+    assert [(row.status, row.attempts) for row in rows] == [(2, 0), (1, 1), (2, 0)]
+    assert rows[1].processing_error == "the result cannot be stored"

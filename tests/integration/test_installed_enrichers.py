@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from ingest.v1 import event_pb2
 from tests.kit.caller import Caller, event
 from tests.kit.processes import Processes
 from tests.kit.server import BIN, Start, settings_for
 from tests.kit.waiting import eventually
 
-#: The payload names what to raise.
+#: The payload names what to raise, or how much to return.
 ENRICHER = """
 import asyncio
 import builtins
@@ -97,3 +98,20 @@ def test_events_beside_those_whose_enricher_raises_anything_are_processed_prompt
     reasons = [one.processing_error for one in found if one.type == "bad"]
     assert reasons == [f"processing failed: {name}" for name in KINDS]
     assert '"level": "error"' not in log()
+
+
+def test_an_enricher_that_adds_too_much_fails_its_event_and_every_page_can_be_read(
+    start_odd: Callable[[], tuple[Caller, Callable[[], str]]],
+) -> None:
+    alice, _ = start_odd()
+    sizes = [0, 10_000_000, 1_000_000, 2_000_000, 0]
+
+    receipts = alice.stream([[event(payload={"add": size}) for size in sizes]]).receipts
+
+    eventually(lambda: alice.counts() == {"PROCESSED": 3, "FAILED": 2}, timeout=20)
+    found = [alice.get(one.event_id) for one in receipts]
+    assert [one.status == event_pb2.EVENT_STATUS_FAILED for one in found] == [
+        size > 1_100_000 for size in sizes
+    ]
+    assert found[1].processing_error.startswith("the result cannot be stored: ")
+    assert sum(len(page.events) for page in alice.pages()) == len(sizes)

@@ -372,29 +372,6 @@ def test_but_not_for_ever(store: Engine) -> None:
     assert take_due(store, patience=20) == [waiting]
 
 
-def test_a_result_that_the_database_refuses_fails_alone(store: Engine) -> None:
-    """PostgreSQL takes no NUL in JSONB; SQLite takes any text."""
-
-    def forging(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        return {"text": "\0"} if payload else {}
-
-    keys = add(store, {}, {"a": 1}, {})
-    processor(store, forging).first_delivery(keys)
-
-    statuses = [row.status for row in rows_of(store, keys)]
-    is_sqlite = store.dialect.name == "sqlite"
-    assert statuses == [2, 2 if is_sqlite else 3, 2]
-
-
-def test_an_enricher_may_not_add_what_is_no_json(store: Engine) -> None:
-    keys = add(store, {}, {"a": 1})
-
-    processor(store, lambda payload: {"x": object()} if payload else {}).first_delivery(keys)
-
-    assert [row.status for row in rows_of(store, keys)] == [2, 1]
-    assert row_of(store, keys[1]).processing_error == "processing failed: TypeError"
-
-
 @pytest.mark.parametrize("count", [1_500])
 def test_a_large_group_of_several_users_is_processed(store: Engine, count: int) -> None:
     users = [new_user() for _ in range(3)]
