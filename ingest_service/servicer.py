@@ -252,8 +252,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> Submission:
         """Parse and decode an atomic call, in a thread when that may take long.
 
-        What would be refused however good it is, is refused first: that must be cheap. What waits
-        for the thread are bytes, since a parsed message may take a hundred times as much.
+        What would be refused however good it is, is refused first. What waits for the thread are
+        bytes: a parsed message may take a hundred times as much.
         """
         user = _caller().user
         self._limits.admit(user.id)
@@ -276,8 +276,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             raise
 
     async def _store(self, submission: Submission, field: str) -> Sequence[event_pb2.EventReceipt]:
-        """Store an atomic submission; raises what refuses it."""
-        # Again: decoding may have taken a while, in which others of the same user were taken.
+        """Store an atomic submission; raises what refuses it, which decoding was time for."""
         self._limits.admit(submission.user.id)
         self._intake.admit(submission.user.id, submission.size)
         answer = self._intake.submit(submission)

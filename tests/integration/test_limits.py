@@ -15,7 +15,7 @@ import pytest
 
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest.v1.event_pb2 import EventInput
-from tests.kit.caller import Caller, event, refusal_of, refused
+from tests.kit.caller import Caller, Refusal, event, refusal_of, refused
 from tests.kit.server import (
     DATABASES,
     Service,
@@ -46,19 +46,20 @@ def limited(
         yield server
 
 
-def flood(caller: Caller) -> int:
-    """Submit until refused, and return how many were not."""
+def flood(caller: Caller) -> tuple[int, Refusal]:
+    """Submit until refused, and return how many were not, and the refusal."""
     for accepted in range(1_000):
-        if is_refused(caller):
-            return accepted
+        try:
+            caller.submit(event())
+        except grpc.RpcError as error:
+            return accepted, refusal_of(error)
     raise AssertionError("never refused")
 
 
 def test_a_user_who_submits_too_much_is_told_when_to_come_back(limited: Service) -> None:
     greedy, modest = limited.caller(), limited.caller()
 
-    accepted = flood(greedy)
-    refusal = refused(greedy.submit, event())
+    accepted, refusal = flood(greedy)
 
     assert 20 <= accepted <= 30
     assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
@@ -74,10 +75,13 @@ def test_a_flood_of_refusals_is_counted_in_few_lines_and_decodes_nothing(
     before = told(limited)
     flood(greedy)
 
-    assert refused(greedy.submit, event("")).verdict[1] == "RATE_LIMITED"
+    # What is decoded is told to be bad, which a few may be that come when there is a share again.
+    bad = [refused(greedy.submit, event("")).verdict[1] for _ in range(20)]
+    undecoded = bad.count("RATE_LIMITED")
+    assert undecoded >= 10
     accepted = sum(not is_refused(greedy) for _ in range(100))
 
-    beyond = 102 - accepted
+    beyond = 1 + undecoded + 100 - accepted
     assert beyond >= 50
     eventually(lambda: sum(told(limited)) - sum(before) >= beyond, timeout=5)
     assert len(told(limited)) - len(before) <= 20
