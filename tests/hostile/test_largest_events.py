@@ -45,7 +45,7 @@ SMALL_VALUES: dict[str, Callable[[], list[Any]]] = {
     "numbers": lambda: [1] * MANY,
     "half as many": lambda: [1] * (MANY // 2),
     "numbers in objects": lambda: objects(MANY),
-    "too many for a Struct": lambda: [1] * 200_000,
+    "too many for a Struct": lambda: [1] * 99_990,
 }
 
 
