@@ -17,8 +17,8 @@ from tests.kit.server import Service
 #: Seconds in which each refusal is there, and in which half of them are.
 _SLOWEST = 0.2
 _USUAL = 0.05
-#: Seconds more for each byte of the request: a fifth of a second for each megabyte.
-_EACH_BYTE = 2e-7
+#: Seconds more for each byte of the request: half a second for each megabyte.
+_EACH_BYTE = 5e-7
 _DETAILS = "grpc-status-details-bin"
 #: Fewer than these have no usual time.
 _FEWEST = 20
