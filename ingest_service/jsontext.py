@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from eventstore.depth import deeper_than
+from eventstore.depth import deeper_than, levels
 from eventstore.expansion import LONGEST_EXPANSION, digits_added
 from ingest_service.errors import Violation
 
@@ -134,17 +134,11 @@ def check(value: Any, compact: bytes) -> None:
 
 
 def _holds_too_many(value: Any) -> bool:
-    count, level = 0, [value] if isinstance(value, dict | list) else []
-    while level:
+    count = 0
+    for level in levels(value):
         count += sum(map(len, level))
         if count > MAX_VALUES:
             return True
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is dict or type(inner) is list
-        ]
     return False
 
 

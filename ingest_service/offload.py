@@ -80,7 +80,7 @@ class Offload:
         finally:
             worked = time.thread_time() - began
             if self._rests and worked > _LONG_WORK:
-                time.sleep(worked)
+                time.sleep(worked)  # it is the rest
 
     def _leave(self, user_id: str) -> None:
         self._free += 1

@@ -276,7 +276,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             raise
 
     async def _store(self, submission: Submission, field: str) -> Sequence[event_pb2.EventReceipt]:
-        """Store an atomic submission; raises what refuses it, which decoding was time for."""
+        """Store an atomic submission; raises what refuses it, as decoding took time."""
         self._limits.admit(submission.user.id)
         self._intake.admit(submission.user.id, submission.size)
         answer = self._intake.submit(submission)

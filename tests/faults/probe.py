@@ -67,7 +67,7 @@ class Probe:
         while not self._stopped.wait(_PAUSE):
             began = time.monotonic()
             try:
-                answer = self._stub.Check(  # type: ignore[attr-defined]
+                answer = self._stub.Check(  # type: ignore[attr-defined]  # a stub's
                     health_pb2.HealthCheckRequest(), timeout=5
                 )
                 said = names.Name(answer.status)

@@ -178,7 +178,7 @@ def _cancel(trial: Trial, streams: int, calls: int) -> dict[str, set[str]]:
     """
     channel = grpc.insecure_channel(trial.rig.target(), options=CHANNEL)
     stub = IngestServiceStub(channel)
-    check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
+    check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # a stub's
     dropped: dict[str, set[str]] = {"stream": set(), "call": set()}
 
     def begin(event: EventInput, kind: str) -> Any:

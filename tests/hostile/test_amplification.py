@@ -98,7 +98,7 @@ STRUCTS: dict[str, Callable[[], EventInput]] = {
     "nulls": lambda: struct_of(150_000, lambda value: setattr(value, "null_value", 0)),
     "empty structs": lambda: struct_of(
         150_000,
-        lambda value: value.struct_value.SetInParent(),  # type: ignore[attr-defined]
+        lambda value: value.struct_value.SetInParent(),  # type: ignore[attr-defined]  # mypy: a lambda's argument
     ),
     "page of controls": lambda: with_text("\x01" * 170_000, "page"),
 }

@@ -30,10 +30,10 @@ def test_a_message_of_very_many_events_disturbs_nobody(
     sender.start()
     turns = 0
     while sender.is_alive():
-        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]
+        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]  # a stub's
         alice.submit(event())
         turns += 1
-        time.sleep(0.01)
+        time.sleep(0.01)  # to leave the machine to the server
     sender.join()
 
     answer = pb.StreamEventsResponse.FromString(answers[0])
@@ -51,7 +51,7 @@ def test_many_messages_of_very_many_events_take_no_more_memory_than_one(service:
         answers = [pool.submit(service.caller().wire_stream, [wire], 60) for _ in range(4)]
         while not all(answer.done() for answer in answers):
             most = max(most, rss(service))
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks
     for answer in answers:
         assert pb.StreamEventsResponse.FromString(answer.result()).received == 200_000
     assert most - before < 40 << 20

@@ -150,7 +150,7 @@ def test_every_method_asks_for_a_token_before_it_reads(
     call = service.channel.stream_unary(name, _same, _same)
 
     def silent() -> Iterator[bytes]:
-        time.sleep(3)
+        time.sleep(3)  # the silence that is tested
         yield b""
 
     started = time.monotonic()
@@ -264,7 +264,7 @@ def test_a_token_that_runs_out_during_a_stream_ends_it(service: Service) -> None
     def messages() -> Iterator[list[EventInput]]:
         yield [event("before")]
         while time.time() < now + 4.5:
-            time.sleep(0.1)
+            time.sleep(0.1)  # a stream of some life
             yield [event("before")]
         yield [event("after")]
 

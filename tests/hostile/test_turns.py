@@ -43,7 +43,7 @@ def call_quietly(caller: Caller, text: str, *, stream: bool) -> None:
         else:
             caller.submit(wanted, timeout=90)
     except grpc.RpcError as error:
-        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT  # noqa: PT017  # or it was taken
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def test_health_answers_while_the_slowest_texts_are_decoded(busy: Service, *, st
     slowest = 0.0
     while any(caller.is_alive() for caller in callers):
         began = time.monotonic()
-        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]
+        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]  # a stub's
         slowest = max(slowest, time.monotonic() - began)
-        time.sleep(0.01)
+        time.sleep(0.01)  # to leave the machine to the server
 
     # On the event loop, they would stop it one after the other.
     took = time.monotonic() - started

@@ -21,7 +21,7 @@ def health(server: Service, service: str = "") -> str:
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=service)
-        answer = stub.Check(request, timeout=5)  # type: ignore[attr-defined]
+        answer = stub.Check(request, timeout=5)  # type: ignore[attr-defined]  # a stub's
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
@@ -111,7 +111,7 @@ def end_while_watched(server: Service) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="")
-        watch = stub.Watch(request, timeout=20)  # type: ignore[attr-defined]
+        watch = stub.Watch(request, timeout=20)  # type: ignore[attr-defined]  # a stub's
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server.process.terminate()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING

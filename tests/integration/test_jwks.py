@@ -58,7 +58,7 @@ def accepts(server: Service, token: str) -> bool:
     try:
         Caller(server.channel, token).counts()
     except grpc.RpcError as error:
-        assert error.code() is grpc.StatusCode.UNAUTHENTICATED  # noqa: PT017
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED  # noqa: PT017  # or it was let in
         return False
     finally:
         assert time.monotonic() - started < AT_ONCE

@@ -118,7 +118,7 @@ def test_what_cannot_be_a_file_of_revocations_is_told_once_and_holds_up_nothing(
     assert told["ids"] == 1
     assert is_refused(stolen)
     # Looked at again and again, and told once.
-    time.sleep(2.5)
+    time.sleep(2.5)  # two looks: that nothing more is said has no end to wait for
     assert guarded.process.stderr().count("revocations_unreadable") == 1
 
     make_way(revoked)
