@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
+
+from eventstore.schema import REVISION
+
+#: Alembic's; made once, since SQLAlchemy keeps what it compiled for each of hundreds.
+_VERSION = Table("alembic_version", MetaData(), Column("version_num", String))
 
 #: What must be on for "committed" to mean "survives a power cut" (PostgreSQL manual, 20.5). Our
 #: connections switch synchronous_commit on for themselves, whatever is set for server, database and
@@ -30,6 +35,13 @@ class DatabaseFacts:
     #: rights of their owner. Serving and working need neither.
     may_create: bool
     owns_tables: bool
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the schema is at the revision that this version was written for."""
+    if not inspect(connection).has_table(_VERSION.name):
+        return False
+    return connection.scalars(select(_VERSION.c.version_num)).all() == [REVISION]
 
 
 def inspect_file(connection: Connection) -> tuple[str, str]:

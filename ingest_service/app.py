@@ -9,10 +9,10 @@ import dramatiq
 import structlog
 from sqlalchemy import Connection
 
-from eventstore import migrations
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.errors import storage_errors
+from eventstore.inspection import is_current
 from eventstore.settings import Settings
 from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier, build_key_source
@@ -70,6 +70,8 @@ async def serve(
 
 async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
     """Run server, worker and sweeper in this process, on SQLite in the data directory."""
+    from eventstore import migrations  # noqa: PLC0415  # `serve` goes without Alembic
+
     told = _told_by_signals()
     url = f"sqlite:///{database_file(settings.data_dir)}"
     with storage_errors():
@@ -223,4 +225,4 @@ def _is_ready(connection: Connection, clock: DatabaseClock) -> bool:
     # Events are stamped before the intake first connects: not by this machine's wall clock.
     if not clock.synchronised:
         clock.synchronise(connection)
-    return migrations.is_current(connection)
+    return is_current(connection)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine, select
 
-from eventstore import migrations
 from eventstore.clock import in_seconds
 from eventstore.engine import build_engine
 from eventstore.errors import StorageError, storage_errors
-from eventstore.inspection import DatabaseFacts, inspect_database, inspect_file
+from eventstore.inspection import DatabaseFacts, inspect_database, inspect_file, is_current
 from eventstore.settings import Settings, SettingsError
 from ingest_service.findings import Finding, Verdict, judged
 
@@ -53,7 +52,7 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 f"{ahead:+.3f} s",
                 "run NTP on both",
             )
-            current = migrations.is_current(connection)
+            current = is_current(connection)
             yield judged(
                 "schema", current, "current" if current else "old",
                 "run `ingest-service migrate`", fail=True,

@@ -1,6 +1,5 @@
 """Brings a database to the schema of this version, by Alembic, one process at a time."""
 
-from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -8,16 +7,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.runtime.environment import NameFilterParentNames, NameFilterType
-from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
+from sqlalchemy import text
 
 from eventstore.engine import build_engine
-from eventstore.schema import metadata
+from eventstore.schema import REVISION, metadata
 
 #: Any number, the same in every process that migrates one database.
 _MIGRATION_LOCK = 0x1A6E58
-#: Alembic makes a new one for each question, and SQLAlchemy keeps what it compiled for hundreds.
-_VERSION = Table("alembic_version", MetaData(), Column("version_num", String))
 
 
 def upgrade(url: str) -> None:
@@ -29,7 +25,8 @@ def upgrade(url: str) -> None:
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK}
                 )
-            config = _config()
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:
@@ -44,31 +41,13 @@ def pending_changes(url: str) -> list[str]:
             context = MigrationContext.configure(
                 connection, opts={"include_name": is_ours, "compare_type": True}
             )
-            at, head = context.get_current_revision(), _head()
-            behind = [] if at == head else [f"schema is at revision {at}, not {head}"]
+            at = context.get_current_revision()
+            behind = [] if at == REVISION else [f"schema is at revision {at}, not {REVISION}"]
             return behind + [str(change) for change in compare_metadata(context, metadata)]
     finally:
         engine.dispose()
 
 
-def is_current(connection: Connection) -> bool:
-    """Whether the schema is at the revision that this version was written for."""
-    if not inspect(connection).has_table(_VERSION.name):
-        return False
-    return connection.scalars(select(_VERSION.c.version_num)).all() == [_head()]
-
-
 def is_ours(name: str | None, kind: NameFilterType, _parents: NameFilterParentNames) -> bool:
     """Leave the daily partitions, which come and go, out of comparisons."""
     return kind != "table" or name in metadata.tables
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    return config
-
-
-@cache
-def _head() -> str | None:
-    return ScriptDirectory.from_config(_config()).get_current_head()

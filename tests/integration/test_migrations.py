@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import text
 
 from eventstore import migrations
+from eventstore.inspection import is_current
 from tests.kit.server import DATABASES, closing_engine
 
 
@@ -31,7 +32,7 @@ def test_a_second_migration_finds_nothing_to_do(empty_url: str) -> None:
     migrations.upgrade(empty_url)
 
     with closing_engine(empty_url) as engine, engine.connect() as connection:
-        assert migrations.is_current(connection)
+        assert is_current(connection)
 
 
 def test_asking_for_the_revision_again_and_again_keeps_nothing(store_url: str) -> None:
@@ -39,10 +40,10 @@ def test_asking_for_the_revision_again_and_again_keeps_nothing(store_url: str) -
     compiled: dict[object, object] = {}
     with closing_engine(store_url) as engine, engine.connect() as connection:
         connection.execution_options(compiled_cache=compiled)
-        assert migrations.is_current(connection)
+        assert is_current(connection)
         once = len(compiled)
         for _ in range(10):
-            assert migrations.is_current(connection)
+            assert is_current(connection)
 
     assert len(compiled) == once
 
