@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -110,18 +109,22 @@ def worker(dramatiq_options: tuple[str, ...]) -> None:
     \b
     Example: ingest-service worker
     """
+    from dramatiq import cli as dramatiq
+
     settings = Settings.load()
     settings.require_database_url()
     settings.require_broker_url()
+    # What Dramatiq starts anew for SIGHUP, by the first of these.
+    sys.argv = [sys.executable, "-m", "ingest_service", "worker", *dramatiq_options]
     arguments = [
-        sys.executable, "-m", "dramatiq", "worker",
+        "worker",
         "--processes", str(settings.worker_processes),
         "--threads", str(settings.worker_threads),
         "--worker-shutdown-timeout", str(int(settings.drain_seconds * 1000)),
         *dramatiq_options,
     ]  # fmt: skip
-    # In this process's place, so that signals reach Dramatiq without anyone in between.
-    os.execv(sys.executable, arguments)  # noqa: S606  # no shell, and nothing of it is input
+    parser = dramatiq.make_argument_parser()  # type: ignore[no-untyped-call]  # Dramatiq's
+    sys.exit(dramatiq.main(parser.parse_args(arguments)))  # type: ignore[no-untyped-call]  # too
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,12 @@ def test_strangers_in_the_queue_execute_nothing_stop_nothing_and_are_counted(
     assert not Path("/tmp/ingest-unpickled").exists()  # noqa: S108
 
 
-def test_a_worker_ends_in_good_order(pair: tuple[Service, Process]) -> None:
+def test_a_worker_starts_anew_when_told_to_and_ends_in_good_order(
+    pair: tuple[Service, Process],
+) -> None:
+    first = pair[1].stderr().count("worker_started")
+    pair[1].send_signal(signal.SIGHUP)
+    eventually(lambda: pair[1].stderr().count("worker_started") == 2 * first, timeout=20)
     alice = pair[0].caller()
     alice.stream([[event()] * 500] * 4)
     pair[1].terminate()
