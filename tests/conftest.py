@@ -1,7 +1,9 @@
 """Fixtures for every test: databases, brokers and processes, each one private and ended."""
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -9,9 +11,12 @@ import pytest
 import redis
 
 from tests.kit.databases import close_database, fresh_database
+from tests.kit.days import day, one_day
 from tests.kit.processes import Processes
 from tests.kit.services import start_postgres, start_redis
 from tests.kit.turns import turn
+
+__all__ = ["one_day"]
 
 pytest_plugins = ("tests.faults.options",)
 
@@ -75,19 +80,25 @@ def broker_url(redis_url: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def migrated_template(postgres_url: str) -> Iterator[str]:
-    """Name of a database that was migrated once, to be copied for each test."""
+def migrated_template(postgres_url: str) -> Iterator[Callable[[], str]]:
+    """Return the name of a database that was migrated today (UTC), to be copied for each test."""
     from eventstore import migrations  # noqa: PLC0415 - tests of the kit alone go without it
 
-    with fresh_database(postgres_url) as url:
-        migrations.upgrade(url)
-        yield close_database(postgres_url, url)
+    with ExitStack() as made:
+
+        @cache
+        def migrated_on(_day: str) -> str:
+            url = made.enter_context(fresh_database(postgres_url))
+            migrations.upgrade(url)
+            return close_database(postgres_url, url)
+
+        yield lambda: migrated_on(day())
 
 
 @pytest.fixture
-def database_url(postgres_url: str, migrated_template: str) -> Iterator[str]:
+def database_url(postgres_url: str, migrated_template: Callable[[], str]) -> Iterator[str]:
     """Where a migrated, empty database is, for this test alone."""
-    with fresh_database(postgres_url, migrated_template) as url:
+    with fresh_database(postgres_url, migrated_template()) as url:
         yield url
 
 

@@ -15,7 +15,8 @@ from eventstore import migrations
 from eventstore.inspection import DatabaseFacts
 from eventstore.settings import Settings
 from ingest_service.doctor_database import judge_postgres
-from tests.integration.test_partitions import NOW, day
+from tests.kit.days import day, now
+from tests.kit.forks import run
 from tests.kit.rows import add
 from tests.kit.server import BIN, closing_engine, settings_for
 from tests.kit.services import start_redis
@@ -30,22 +31,26 @@ def examine(
 ) -> tuple[int, dict[str, tuple[str, str]]]:
     """Run the command; return its exit code, and verdict and text by check.
 
-    `through` is a command that runs the one behind it.
+    `through` is a command that runs the one behind it, which is then no fork.
     """
-    done = subprocess.run(
-        [*through, BIN / "ingest-service", "doctor", *options],
-        env=dict(env),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    if through:
+        done = subprocess.run(
+            [*through, BIN / "ingest-service", "doctor", *options],
+            env=dict(env),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        code, said = done.returncode, done.stdout
+    else:
+        code, said, _ = run("doctor", *options, env=env)
     found = {}
-    for line in done.stdout.splitlines():
+    for line in said.splitlines():
         verdict, _, rest = line.partition(" ")
         check, _, told = rest.strip().partition(": ")
         found[check] = (verdict, told)
-    return done.returncode, found
+    return code, found
 
 
 @pytest.fixture
@@ -120,6 +125,7 @@ def test_events_that_nobody_processes_are_a_warning(env: dict[str, str], databas
     assert "due for 9" in found["backlog"][1]
 
 
+@pytest.mark.usefixtures("one_day")
 def test_missing_days_and_a_used_default_partition_are_warnings_until_a_sweep(
     env: dict[str, str], database_url: str
 ) -> None:
@@ -127,14 +133,14 @@ def test_missing_days_and_a_used_default_partition_are_warnings_until_a_sweep(
         with engine.begin() as connection:
             for offset in range(1, 8):
                 connection.execute(text(f"DROP TABLE events_{day(offset)}"))
-        add(engine, {}, received_at=NOW + timedelta(days=5))
+        add(engine, {}, received_at=now() + timedelta(days=5))
     code, found = examine(env, "--allow-unsafe-durability")
     assert code == 0
     for check in ("partitions", "default partition"):
         assert found[check][0] == "warn"
         assert "`ingest-service sweep`" in found[check][1]
 
-    subprocess.run([BIN / "ingest-service", "sweep"], env=env, timeout=60, check=True)
+    assert run("sweep", env=env).code == 0
     code, found = examine(env, "--allow-unsafe-durability")
     assert (code, found["default partition"]) == (0, ("ok", "empty"))
     assert found["partitions"][0] == "ok"
@@ -215,7 +221,7 @@ def test_a_database_in_memory_fails(url: str) -> None:
 @pytest.mark.parametrize("seconds, verdict", [("-60", "warn"), ("60", "warn"), ("0.1", "ok")])
 def test_a_clock_that_is_off_is_a_warning(env: dict[str, str], seconds: str, verdict: str) -> None:
     env |= {"PYTHONPATH": str(INJECT), "FAULTS_PLANT": f"skew={seconds}"}
-    code, found = examine(env, "--allow-unsafe-durability")
+    code, found = examine(env, "--allow-unsafe-durability", through=["env"])
 
     assert (code, found["clock"][0]) == (0, verdict)
     assert ("run NTP" in found["clock"][1]) == (verdict == "warn")

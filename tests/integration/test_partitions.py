@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,13 @@ from eventstore import migrations, retention
 from eventstore.schema import events, idempotency_keys
 from eventstore.settings import Settings
 from eventstore.values import EventStatus
+from tests.kit.days import day, now
 from tests.kit.rows import ALICE, add, rows_of
 from tests.kit.server import closing_engine
 from tests.kit.waiting import eventually
 from worker.housekeeper import Housekeeper
 
-NOW = datetime.now(UTC)
-TODAY = NOW.date()
+pytestmark = pytest.mark.usefixtures("one_day")
 
 
 def partitions(connection: Connection) -> set[str]:
@@ -30,10 +30,6 @@ def partitions(connection: Connection) -> set[str]:
         )
     ).scalars()
     return {name.removeprefix("events_") for name in names} - {"default"}
-
-
-def day(offset: int) -> str:
-    return f"{TODAY + timedelta(days=offset):%Y%m%d}"
 
 
 @pytest.fixture
@@ -75,7 +71,7 @@ def test_missing_days_are_created_ahead_and_only_those(postgres: Engine) -> None
 
 
 def test_an_event_lands_in_the_partition_of_its_day(postgres: Engine) -> None:
-    keys = add(postgres, {}) + add(postgres, {}, received_at=NOW + timedelta(days=3))
+    keys = add(postgres, {}) + add(postgres, {}, received_at=now() + timedelta(days=3))
     with postgres.connect() as connection:
         where = connection.execute(
             select(text("tableoid::regclass::text")).select_from(events).order_by(events.c.id)
@@ -89,8 +85,8 @@ def test_rows_in_the_default_partition_move_when_their_day_gets_one(postgres: En
     """Nothing is refused when partitions were not made in time, and nothing is lost later."""
     with postgres.begin() as connection:
         connection.execute(text(f"DROP TABLE events_{day(5)}"))
-    keys = add(postgres, {"n": 1}, {"n": 2}, received_at=NOW + timedelta(days=5))
-    (elsewhere,) = add(postgres, {"n": 3}, received_at=NOW + timedelta(days=40))
+    keys = add(postgres, {"n": 1}, {"n": 2}, received_at=now() + timedelta(days=5))
+    (elsewhere,) = add(postgres, {"n": 3}, received_at=now() + timedelta(days=40))
     before = rows_of(postgres, keys)
     with postgres.begin() as connection:
         default = text("SELECT count(*) FROM events_default")
@@ -113,7 +109,7 @@ def test_days_without_rows_in_the_default_partition_come_first_and_each_stands_a
     with postgres.begin() as connection:
         for offset in (-1, 0, 1, 2):
             connection.execute(text(f"DROP TABLE events_{day(offset)}"))
-    longer_ago = add(postgres, {}, received_at=NOW - timedelta(days=3))
+    longer_ago = add(postgres, {}, received_at=now() - timedelta(days=3))
     keys = longer_ago + add(postgres, {}, {}) + add(postgres, {}, received_at=tomorrow())
     before = rows_of(postgres, keys)
     made: list[set[str]] = []
@@ -130,7 +126,7 @@ def test_days_without_rows_in_the_default_partition_come_first_and_each_stands_a
 
 
 def tomorrow() -> datetime:
-    return NOW + timedelta(days=1)
+    return now() + timedelta(days=1)
 
 
 def test_rows_take_the_time_that_they_need_to_move(postgres: Engine) -> None:
@@ -145,7 +141,7 @@ def test_rows_take_the_time_that_they_need_to_move(postgres: Engine) -> None:
                 " FOR EACH ROW EXECUTE FUNCTION slow()"
             )
         )
-    (key,) = add(postgres, {}, received_at=NOW + timedelta(days=5))
+    (key,) = add(postgres, {}, received_at=now() + timedelta(days=5))
     while Housekeeper(Settings.load(), postgres).keep():
         pass
 
@@ -168,7 +164,7 @@ def test_a_pending_event_that_is_committed_while_its_partition_is_dropped_keeps_
                 " SELECT user_id, ingest_first_id_of(:day), received_at, occurred_at,"
                 " next_attempt_at, type, source, subject, payload FROM events"
             ),
-            {"day": TODAY - timedelta(days=31)},
+            {"day": now().date() - timedelta(days=31)},
         )
         with postgres.begin() as house:
             # It would give up after 0.2 s; here it is to wait until the insert is committed.
@@ -195,7 +191,7 @@ def test_a_number_of_days_that_makes_no_sense_is_refused(postgres: Engine, days:
 
 def old_partition(connection: Connection, days: int) -> None:
     """Make the partition of a day in the past."""
-    moment = TODAY - timedelta(days=days)
+    moment = now().date() - timedelta(days=days)
     connection.execute(
         text(
             f"CREATE TABLE events_{moment:%Y%m%d} PARTITION OF events FOR VALUES"
@@ -208,8 +204,8 @@ def test_old_partitions_are_dropped_and_those_with_pending_events_stay(postgres:
     with postgres.begin() as connection:
         for days in (30, 31, 32):
             old_partition(connection, days)
-    final = add(postgres, {}, {}, received_at=NOW - timedelta(days=31))
-    pending = add(postgres, {}, {}, received_at=NOW - timedelta(days=32))
+    final = add(postgres, {}, {}, received_at=now() - timedelta(days=31))
+    pending = add(postgres, {}, {}, received_at=now() - timedelta(days=32))
     with postgres.begin() as connection:
         ids = [key.id for key in (*final, pending[0])]
         connection.execute(
@@ -267,8 +263,8 @@ def test_two_workers_that_keep_house_at_once_get_along(
 
 def test_sqlite_deletes_old_final_events_only(sqlite: Engine) -> None:
     store = sqlite
-    old = add(store, {}, {}, received_at=NOW - timedelta(days=31))
-    young = add(store, {}, received_at=NOW - timedelta(days=29))
+    old = add(store, {}, {}, received_at=now() - timedelta(days=31))
+    young = add(store, {}, received_at=now() - timedelta(days=29))
     with store.begin() as connection:
         done = events.c.id.in_([old[0].id, young[0].id])
         connection.execute(update(events).where(done).values(status=EventStatus.PROCESSED))
@@ -287,7 +283,7 @@ def test_old_keys_are_forgotten_on_both_databases(store: Engine) -> None:
             "key": f"k{days}",
             "event_id": ALICE.id,
             "fingerprint": b"x",
-            "received_at": NOW - timedelta(days=days),
+            "received_at": now() - timedelta(days=days),
         }
         for days in (1, 29, 31, 400)
     ]

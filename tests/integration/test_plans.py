@@ -1,7 +1,7 @@
 """What PostgreSQL plans for the worker's statements when a partition is new and unknown to it."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,12 +20,12 @@ from eventstore.values import (
     NewEvent,
     Submission,
 )
+from tests.kit.days import day, now
 from tests.kit.plans import Plans
 from tests.kit.rows import add, new_user, offer
 from tests.kit.server import closing_engine
 
-NOW = datetime.now(UTC)
-TODAY = f"events_{NOW:%Y%m%d}"
+pytestmark = pytest.mark.usefixtures("one_day")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def postgres(database_url: str) -> Iterator[Engine]:
         with engine.begin() as connection:
             retention.ensure_partitions(connection, days_ahead=38)
         for offset in (1, 2, 3):
-            add(engine, *[{"n": 1}] * 300, received_at=NOW + timedelta(days=offset))
+            add(engine, *[{"n": 1}] * 300, received_at=now() + timedelta(days=offset))
         with engine.begin() as connection:
             connection.execute(text("ANALYZE"))
         yield engine
@@ -74,18 +74,18 @@ def test_rows_are_found_by_their_key_in_the_partitions_of_their_ids(
         run(name, connection, keys)
 
     assert plans.found
-    assert {relation for relation, _ in plans.scans()} == {TODAY}
+    assert {relation for relation, _ in plans.scans()} == {f"events_{day()}"}
     assert {kind for _, kind in plans.scans()} == {"Index Scan"}
 
 
 def test_keys_of_two_days_open_two_partitions(postgres: Engine) -> None:
-    tomorrow = NOW + timedelta(days=1)
+    tomorrow = now() + timedelta(days=1)
     keys = fill_today(postgres)[:10] + add(postgres, *[{}] * 10, received_at=tomorrow)
     with postgres.begin() as connection:
         plans = Plans(connection)
         run("waiting", connection, keys)
 
-    assert {relation for relation, _ in plans.scans()} == {TODAY, f"events_{tomorrow:%Y%m%d}"}
+    assert {relation for relation, _ in plans.scans()} == {f"events_{day()}", f"events_{day(1)}"}
 
 
 def test_a_group_of_many_users_is_found_by_key_too(postgres: Engine) -> None:
@@ -96,7 +96,7 @@ def test_a_group_of_many_users_is_found_by_key_too(postgres: Engine) -> None:
         run("waiting", connection, keys)
 
     assert {kind for _, kind in plans.scans()} == {"Index Scan"}
-    assert {relation for relation, _ in plans.scans()} == {TODAY}
+    assert {relation for relation, _ in plans.scans()} == {f"events_{day()}"}
 
 
 def test_who_holds_a_key_is_looked_up_by_key_however_many_the_user_has(postgres: Engine) -> None:
@@ -104,7 +104,7 @@ def test_who_holds_a_key_is_looked_up_by_key_however_many_the_user_has(postgres:
     user = new_user()
     rows = [
         NewEvent(
-            user.id, str(uuid4()), "t", "", "", f"key {number}", b"f" * 32, NOW, NOW, "", "{}"
+            user.id, str(uuid4()), "t", "", "", f"key {number}", b"f" * 32, now(), now(), "", "{}"
         )
         for number in range(5_000)
     ]  # fmt: skip
@@ -114,7 +114,7 @@ def test_who_holds_a_key_is_looked_up_by_key_however_many_the_user_has(postgres:
     submission = Submission(user, again, atomic=True, size=1)
     with postgres.begin() as connection:
         plans = Plans(connection)
-        (verdicts,), written = accept(connection, [submission], unseen=[], next_attempt=NOW)
+        (verdicts,), written = accept(connection, [submission], unseen=[], next_attempt=now())
 
     assert {v.event_id for v in verdicts.values() if isinstance(v, Duplicate)} == {
         row.id for row in rows[1_000:1_100]
@@ -146,7 +146,7 @@ def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(tmp_path: Path) -
         keys = add(engine, {}, {}, {})
         rows = [
             NewEvent(
-                keys[0].user_id, str(uuid4()), "t", "", "", name, b"f", NOW, NOW, "", "{}"
+                keys[0].user_id, str(uuid4()), "t", "", "", name, b"f", now(), now(), "", "{}"
             )
             for name in ("a", "b", "c")
         ]  # fmt: skip

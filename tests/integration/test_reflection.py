@@ -1,6 +1,6 @@
 """Reflection: off unless it is switched on, and then open to everybody."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -15,13 +15,13 @@ from tests.kit.server import Service, running, settings_for
 @pytest.fixture(scope="module")
 def reflecting(
     postgres_url: str,
-    migrated_template: str,
+    migrated_template: Callable[[], str],
     redis_url: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
     """A server where it is switched on."""
     with (
-        fresh_database(postgres_url, migrated_template) as url,
+        fresh_database(postgres_url, migrated_template()) as url,
         running(
             tmp_path_factory.mktemp("reflecting"),
             settings_for(url, redis_url, REFLECTION="true"),

@@ -18,12 +18,15 @@ from eventstore.engine import build_engine
 from eventstore.schema import idempotency_keys
 from tests.integration.test_doctor import examine
 from tests.integration.test_health import health
-from tests.integration.test_partitions import NOW, day, old_partition
+from tests.integration.test_partitions import old_partition
 from tests.integration.test_worker import FAST, start_worker, told
 from tests.kit.caller import event, refused
+from tests.kit.days import day, now
 from tests.kit.processes import Processes
 from tests.kit.server import Start, closing_engine, records, settings_for
 from tests.kit.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("one_day")
 
 GRANTS = Path(__file__).parents[2] / "deploy" / "roles.sql"
 
@@ -92,7 +95,7 @@ def test_a_worker_of_the_role_keeps_partitions_and_retention(
                 key="old",
                 event_id=str(uuid4()),
                 fingerprint=b"old",
-                received_at=NOW - timedelta(days=40),
+                received_at=now() - timedelta(days=40),
             )
         )
     # With two of them both may do a part of it.

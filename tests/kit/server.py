@@ -151,7 +151,7 @@ def shared_database(request: pytest.FixtureRequest, folder: Path) -> Iterator[st
         server, template = (
             request.getfixturevalue(name) for name in ("postgres_url", "migrated_template")
         )
-        with fresh_database(server, template) as url:
+        with fresh_database(server, template()) as url:
             yield url
     else:
         url = f"sqlite:///{folder / 'ingest.db'}"
