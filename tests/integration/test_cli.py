@@ -1,30 +1,23 @@
 """The command `ingest-service`: what it prints, and how it ends."""
 
-import subprocess
 from pathlib import Path
 
 import jwt
 import pytest
 
+from tests.kit import forks
 from tests.kit.caller import Caller
+from tests.kit.forks import Ended
 from tests.kit.processes import Processes
 from tests.kit.rows import add
-from tests.kit.server import BIN, Service, closing_engine, settings_for, two_processes
+from tests.kit.server import Service, closing_engine, settings_for, two_processes
 from tests.kit.tokens import SECRET
 
 NOTHING = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 
 
-def run(*args: str, cwd: Path | str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "ingest-service", *args],
-        env=NOTHING | {f"INGEST_{name}": value for name, value in env.items()},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+def run(*args: str, cwd: Path | None = None, **env: str) -> Ended:
+    return forks.run(*args, env={f"INGEST_{name}": value for name, value in env.items()}, cwd=cwd)
 
 
 COMMANDS = ["dev", "serve", "worker", "migrate", "token", "sweep", "health"]
@@ -34,7 +27,7 @@ COMMANDS = ["dev", "serve", "worker", "migrate", "token", "sweep", "health"]
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     shown = run(command, "--help")
 
-    assert shown.returncode == 0
+    assert shown.code == 0
     assert "Example:" in shown.stdout
 
 
@@ -43,7 +36,7 @@ def test_a_token_is_printed_bare_and_is_accepted(service: Service) -> None:
     token = made.stdout.strip()
     claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="ingest", issuer="ingest")
 
-    assert made.returncode == 0
+    assert made.code == 0
     assert made.stdout == token + "\n"
     assert claims["exp"] - claims["iat"] == 3_600
     assert (claims["sub"], claims["email"]) == ("cli", "a@b.c")
@@ -109,9 +102,9 @@ def test_scopes_and_life_of_a_token_can_be_chosen() -> None:
 def test_wrong_usage_is_one_line_and_exit_code_2(
     args: list[str], env: dict[str, str], named: str, tmp_path: Path
 ) -> None:
-    ended = run(*args, cwd=str(tmp_path), **env)
+    ended = run(*args, cwd=tmp_path, **env)
 
-    assert ended.returncode == 2, ended.stderr
+    assert ended.code == 2, ended.stderr
     assert named in ended.stderr
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
@@ -120,16 +113,9 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 
 def test_a_port_that_is_taken_stops_the_start_with_a_line(service: Service, redis_url: str) -> None:
     env = settings_for(service.database_url, redis_url, LISTEN=service.address)
-    ended = subprocess.run(
-        [BIN / "ingest-service", "serve"],
-        env=NOTHING | env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    ended = forks.run("serve", env=env)
 
-    assert ended.returncode == 2
+    assert ended.code == 2
     assert "INGEST_LISTEN" in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -137,9 +123,9 @@ def test_a_port_that_is_taken_stops_the_start_with_a_line(service: Service, redi
 def test_migrate_checks_changes_and_checks_again(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ingest.db'}"
 
-    assert run("migrate", "--check", DATABASE_URL=url).returncode == 1
-    assert run("migrate", DATABASE_URL=url).returncode == 0
-    assert run("migrate", "--check", DATABASE_URL=url).returncode == 0
+    assert run("migrate", "--check", DATABASE_URL=url).code == 1
+    assert run("migrate", DATABASE_URL=url).code == 0
+    assert run("migrate", "--check", DATABASE_URL=url).code == 0
 
 
 @pytest.mark.parametrize("command", ["migrate", "sweep"])
@@ -147,7 +133,7 @@ def test_a_database_that_is_away_is_exit_code_1_without_a_traceback(command: str
     url = "postgresql://canary:canary@127.0.0.1:1/ingest"
     ended = run(command, DATABASE_URL=url, BROKER_URL="redis://127.0.0.1:1/0")
 
-    assert ended.returncode == 1
+    assert ended.code == 1
     assert "Traceback" not in ended.stderr
     assert "canary" not in ended.stderr
 
@@ -159,15 +145,15 @@ def test_sweep_processes_what_is_due_and_prints_how_many(store_url: str) -> None
     first = run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
     second = run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
 
-    assert (first.returncode, first.stdout) == (0, "3\n"), first.stderr
-    assert (second.returncode, second.stdout) == (0, "0\n")
+    assert (first.code, first.stdout) == (0, "3\n"), first.stderr
+    assert (second.code, second.stdout) == (0, "0\n")
 
 
 def test_health_tells_by_its_exit_code(service: Service) -> None:
-    assert run("health", LISTEN=service.address).returncode == 0
-    assert run("health", "--service", "liveness", LISTEN=service.address).returncode == 0
-    assert run("health", "--service", "nothing", LISTEN=service.address).returncode == 1
-    assert run("health", LISTEN="127.0.0.1:1").returncode == 1
+    assert run("health", LISTEN=service.address).code == 0
+    assert run("health", "--service", "liveness", LISTEN=service.address).code == 0
+    assert run("health", "--service", "nothing", LISTEN=service.address).code == 1
+    assert run("health", LISTEN="127.0.0.1:1").code == 1
 
 
 def test_several_processes_share_one_port(

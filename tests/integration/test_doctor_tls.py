@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from tests.integration.test_doctor import examine
 from tests.kit.certificates import Authority, write
-from tests.kit.processes import Processes
-from tests.kit.server import BIN, settings_for
+from tests.kit.forks import run
+from tests.kit.server import settings_for
 
 Spoil = Callable[[Path], object]
 
@@ -79,16 +79,16 @@ def encrypted(folder: Path) -> None:
     ],
 )
 def test_what_stops_a_server_fails_with_the_same_words(
-    env: dict[str, str], tmp_path: Path, processes: Processes, spoil: Spoil, named: str
+    env: dict[str, str], tmp_path: Path, spoil: Spoil, named: str
 ) -> None:
     spoil(tmp_path)
     code, found = examine(env, "--allow-unsafe-durability")
-    server = processes.start(BIN / "ingest-service", "serve", env=env)
+    refused = run("serve", env=env)
 
     assert (code, found["listener"][0]) == (1, "fail")
     assert named in found["listener"][1]
-    assert server.wait() == 2
-    assert found["listener"][1] in server.stderr()
+    assert refused.code == 2
+    assert found["listener"][1] in refused.stderr
 
 
 @pytest.mark.parametrize("days, code, verdict", [(-1, 1, "fail"), (13, 0, "warn"), (16, 0, "ok")])

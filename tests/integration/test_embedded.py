@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import forks
 from tests.kit.caller import Caller, event
 from tests.kit.processes import start_process
 from tests.kit.server import BIN, Service, record, running
@@ -161,15 +162,8 @@ def test_a_second_dev_on_the_same_data_is_refused_until_the_first_is_gone(
     folder = Path(env["INGEST_DATA_DIR"])
     (tmp_path / "other").symlink_to(folder)
     second = env | {"INGEST_DATA_DIR": str(tmp_path / "other")}
-    refused = subprocess.run(
-        [BIN / "ingest-service", "dev"],
-        env=second,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
-    assert refused.returncode == 2
+    refused = forks.run("dev", env=second)
+    assert refused.code == 2
     assert refused.stderr.splitlines()[-1] == (
         f"Error: another `dev` runs on the data in {folder.resolve()}: end it, or set"
         " INGEST_DATA_DIR to another folder"
@@ -253,15 +247,8 @@ def test_a_spoilt_data_directory_is_one_line_and_exit_code_2(
     (tmp_path / "data").mkdir()
     spoil(tmp_path / "data" / name)
     arguments = ["--subject", "x"] if command == "token" else []
-    ended = subprocess.run(
-        [BIN / "ingest-service", command, *arguments],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    ended = forks.run(command, *arguments, env=env)
 
-    assert (ended.returncode, ended.stdout) == (2, "")
+    assert (ended.code, ended.stdout) == (2, "")
     assert ended.stderr.startswith(f"Error: {name} in INGEST_DATA_DIR ")
     assert len(ended.stderr.splitlines()) == 1

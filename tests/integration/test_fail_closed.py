@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.kit.certificates import Authority, write
-from tests.kit.forks import Ended, run_all
+from tests.kit.forks import run
 from tests.kit.processes import Process, Processes
 from tests.kit.server import BIN, Start, record, records, settings_for
 from tests.kit.tokens import SECRET
@@ -134,27 +134,17 @@ def _number(value: int) -> str:
     return base64.urlsafe_b64encode(value.to_bytes(32, "big")).rstrip(b"=").decode()
 
 
-@pytest.fixture(scope="module")
-def ended(files: dict[str, str]) -> dict[str, Ended]:
-    """How `ingest-service serve` ended, by name of the case."""
-    good = settings_for(f"sqlite:///{files['folder']}/x.db", "redis://127.0.0.1:1/0")
-    del good["INGEST_JWT_SECRET"]
-    cases = []
-    for settings, _ in REFUSED.values():
-        env = dict(good)
-        for setting, value in settings.items():
-            for stands_for, path in files.items():
-                value = value.replace(f"{{{stands_for}}}", path)  # noqa: PLW2901
-            env[f"INGEST_{setting}"] = value
-        cases.append(("serve", env))
-    return dict(zip(REFUSED, run_all(cases), strict=True))
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_server_that_could_not_tell_who_is_calling_does_not_start(
-    ended: dict[str, Ended], name: str
+    files: dict[str, str], name: str
 ) -> None:
-    code, stdout, stderr = ended[name]
+    env = settings_for(f"sqlite:///{files['folder']}/x.db", "redis://127.0.0.1:1/0")
+    del env["INGEST_JWT_SECRET"]
+    for setting, value in REFUSED[name][0].items():
+        for stands_for, path in files.items():
+            value = value.replace(f"{{{stands_for}}}", path)  # noqa: PLW2901
+        env[f"INGEST_{setting}"] = value
+    code, stdout, stderr = run("serve", env=env)
 
     assert (code, stdout) == (2, ""), stderr
     (line,) = (line for line in stderr.splitlines() if not line.startswith("{"))
@@ -174,9 +164,9 @@ def test_nothing_listens_in_the_clear_off_loopback_unless_told_to(tmp_path: Path
     """Nor where a name only looks like this machine's."""
     good = settings_for(f"sqlite:///{tmp_path}/x.db", "redis://127.0.0.1:1/0")
     good["INGEST_DATA_DIR"] = str(tmp_path / "data")
-    cases = [(command, good | {"INGEST_LISTEN": listen}) for command, listen in IN_THE_CLEAR]
 
-    for (command, listen), ended in zip(IN_THE_CLEAR, run_all(cases), strict=True):
+    for command, listen in IN_THE_CLEAR:
+        ended = run(command, env=good | {"INGEST_LISTEN": listen})
         assert (ended.code, ended.stdout) == (2, ""), (command, listen, ended)
         (line,) = ended.stderr.splitlines()
         assert line.startswith("Error: ")

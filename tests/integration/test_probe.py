@@ -1,25 +1,18 @@
 """`ingest-service health`: where it looks, and over TLS it knows its server by its certificate."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.kit.certificates import Authority, write
-from tests.kit.server import BIN, Service, Start, settings_for
+from tests.kit.forks import run
+from tests.kit.server import Service, Start, settings_for
 
 
 def health(env: dict[str, str]) -> tuple[int, str]:
     """Run the command; return its exit code and what it said."""
-    done = subprocess.run(
-        [BIN / "ingest-service", "health"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    return done.returncode, done.stderr.strip()
+    done = run("health", env=env)
+    return done.code, done.stderr.strip()
 
 
 def test_health_is_asked_where_clients_call_and_else_where_the_server_listens(

@@ -1,25 +1,36 @@
-"""Runs commands in forks of one process that has loaded all libraries: many in a moment."""
+"""Runs commands in forks of one process that has loaded all libraries: each in a moment."""
 
+import atexit
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
+
+from tests.kit.processes import leash
 
 _PROGRAM = """
 import json, os, sys, tempfile
 import eventstore.migrations, ingest_service.app, ingest_service.cli, ingest_service.doctor
+import ingest_service.probe
 
-for command, env in json.load(sys.stdin):
+for line in sys.stdin:
+    args, env, folder = json.loads(line)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
+            os.chdir(folder)
             os.environ.clear()
             os.environ.update(env)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
-            sys.argv = ["ingest-service", command]
+            if "worker" in args:  # Dramatiq has the broker set up by importing it anew
+                os.execv(sys.executable, [sys.executable, "-m", "ingest_service", *args])
+            sys.argv = ["ingest-service", *args]
             try:
                 ingest_service.cli.main()
             except SystemExit as ended:
@@ -42,17 +53,32 @@ class Ended(NamedTuple):
     stderr: str
 
 
-def run_all(cases: Sequence[tuple[str, Mapping[str, str]]]) -> list[Ended]:
-    """Run commands of `ingest-service` that end by themselves, each with its environment."""
-    path = {"PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        input=json.dumps([(command, {**path, **env}) for command, env in cases]),
-        env=path,
-        capture_output=True,
+def run(*args: str, env: Mapping[str, str], cwd: Path | None = None) -> Ended:
+    """Run a command of `ingest-service` that ends by itself, in this environment and folder."""
+    forker = _forker()
+    assert forker.stdin
+    assert forker.stdout
+    try:
+        path = {"PATH": os.environ["PATH"]}
+        json.dump([args, {**path, **env}, str(cwd or Path.cwd())], forker.stdin)
+        forker.stdin.write("\n")
+        forker.stdin.flush()
+        return Ended(*json.loads(forker.stdout.readline()))
+    except BaseException:
+        # Its answer may still come: the next command must not get it.
+        forker.kill()
+        _forker.cache_clear()
+        raise
+
+
+@cache
+def _forker() -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*leash(), sys.executable, "-c", _PROGRAM],
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=100,
-        check=True,
     )
-    assert done.stderr == ""
-    return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
+    atexit.register(process.communicate)
+    return process
