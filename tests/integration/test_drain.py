@@ -18,7 +18,8 @@ from tests.kit.waiting import eventually
 def test_a_server_drains_under_load_and_loses_nothing_that_it_acknowledged(
     store_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    with running(tmp_path / "server", settings_for(store_url, redis_url)) as server:
+    env = settings_for(store_url, redis_url, DRAIN_SECONDS="2")
+    with running(tmp_path / "server", env) as server:
         alice = server.caller("loader")
         acknowledged: list[str] = []
         codes: set[grpc.StatusCode] = set()
@@ -48,7 +49,7 @@ def test_a_server_drains_under_load_and_loses_nothing_that_it_acknowledged(
         assert server.process.wait() == 0
         assert codes <= {grpc.StatusCode.UNAVAILABLE}
         assert record(server.process, "server_stopped")
-    with running(tmp_path / "again", settings_for(store_url, redis_url)) as server:
+    with running(tmp_path / "again", env) as server:
         alice = server.caller("loader")
         stored = {
             one.event_id

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import time
+from itertools import islice
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -204,12 +205,11 @@ def test_a_page_of_large_events_comes_however_many_there_are(alice: Caller, bob:
         bob.submit(event(f"t{number}", payload={"text": text * 4}))
 
     for caller, count in ((alice, 60), (bob, 20)):
-        pages = list(caller.pages())
+        pages = islice(caller.pages(), 4)
 
-        assert [one.type for page in pages for one in page.events] == [
-            f"t{number}" for number in reversed(range(count))
+        assert [[one.type for one in page.events] for page in pages] == [
+            [f"t{number}"] for number in range(count - 1, count - 5, -1)
         ]
-        assert all(len(page.events) == 1 for page in pages)
 
 
 def test_a_page_is_filled_over_several_steps_and_not_beyond(alice: Caller) -> None:
