@@ -19,7 +19,7 @@ install-dev: ## make or refresh .venv with everything for development
 
 test: install-dev ## run the tests against a real PostgreSQL and Redis (PYTEST_ARGS="-k word")
 	@scripts/test-services
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 
 coverage: ## make test, slower, and the lines that it has not run
 	@$(MAKE) --no-print-directory test PYTEST_ARGS="--cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)"
