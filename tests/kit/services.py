@@ -30,6 +30,9 @@ OLDEST_POSTGRES = 15
 #: Below the range that the kernel gives to clients, which could take the port of a stopped server.
 _PORTS = range(20_000, 32_000)
 
+#: Bytes of memory for a server's files: a run takes a tenth of it.
+_PLENTY = 8 << 30
+
 StopMode = Literal["smart", "fast", "immediate"]
 _STOP_SIGNALS: dict[StopMode, signal.Signals] = {
     "smart": signal.SIGTERM,
@@ -184,6 +187,8 @@ class Postgres(Server):
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
             "unix_socket_directories": str(self.folder),
+            # In its folder, which is deleted; elsewhere a SIGKILL would leave it behind.
+            "dynamic_shared_memory_type": "mmap",
         }
         if not self._durable:
             settings |= {"fsync": "off", "full_page_writes": "off"}
@@ -253,10 +258,19 @@ class Redis(Server):
 
 
 def start_postgres(*, durable: bool = False) -> Postgres:
-    """Create and start a PostgreSQL; `durable` leaves fsync and full_page_writes on."""
-    server = Postgres(durable=durable)
+    """Create and start a PostgreSQL; `durable` leaves fsync and full_page_writes on.
+
+    Without, it lives in memory where there is plenty: to copy a template takes a sixth of the time.
+    """
+    server = Postgres(durable=durable, parent=None if durable else _memory())
     server.start()
     return server
+
+
+def _memory() -> Path | None:
+    folder = Path("/dev/shm")  # noqa: S108  # a folder of our own is made in it
+    roomy = folder.is_mount() and shutil.disk_usage(folder).free >= _PLENTY
+    return folder if roomy else None
 
 
 def start_redis(*, persistent: bool = False) -> Redis:
