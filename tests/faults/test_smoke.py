@@ -11,6 +11,7 @@ from tests.faults.trial import Trial
 from tests.faults.verdict import BROKER_LINES
 
 
+@pytest.mark.beside_others
 @pytest.mark.row("S1", "SIGKILL of server and workers at random")
 def test_nothing_is_lost_when_processes_are_killed(trial: Trial, rig: Rig, case: Case) -> None:
     """Every acknowledged event is processed, once, whoever dies."""

@@ -13,8 +13,6 @@ from tests.kit.rows import add
 from tests.kit.server import Service, closing_engine, settings_for, two_processes
 from tests.kit.tokens import SECRET
 
-NOTHING = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
-
 
 def run(*args: str, cwd: Path | None = None, **env: str) -> Ended:
     return forks.run(*args, env={f"INGEST_{name}": value for name, value in env.items()}, cwd=cwd)
