@@ -41,7 +41,7 @@ def describe(bench: Bench) -> dict[str, str]:
 def busy_percent() -> float:
     """Return how busy all cores are just now, while this program sleeps: others' doing."""
     others = Others()
-    time.sleep(_LOOK_SECONDS)
+    time.sleep(_LOOK_SECONDS)  # the look
     return others.percent()
 
 

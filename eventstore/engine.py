@@ -145,13 +145,18 @@ def only_reading(connection: Connection) -> Iterator[None]:
         connection.execution_options(**{_READING: False})
 
 
+def sqlite_file(url: URL) -> Path:
+    """Return the file of a SQLite database, which the URL may name as an URI of its own."""
+    return Path((url.database or "").removeprefix("file:"))
+
+
 def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
     if url.database in _IN_MEMORY or url.query.get("mode") == "memory":
         raise SettingsError(
             "INGEST_DATABASE_URL must name a file: each connection would have a database of its own"
             " in memory"
         )
-    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    sqlite_file(url).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url,
         pool_size=pool_size,

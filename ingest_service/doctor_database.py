@@ -4,12 +4,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
 from eventstore.clock import in_seconds
-from eventstore.engine import build_engine
+from eventstore.engine import build_engine, sqlite_file
 from eventstore.errors import StorageError, storage_errors
 from eventstore.inspection import DatabaseFacts, inspect_database, inspect_file, is_current
 from eventstore.settings import Settings, SettingsError
@@ -34,7 +33,7 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
     except (SettingsError, ValueError) as error:
         yield Finding("database", Verdict.FAIL, str(error))
         return
-    if engine.dialect.name == "sqlite" and not _file_of(engine).exists():
+    if engine.dialect.name == "sqlite" and not sqlite_file(engine.url).exists():
         # To connect would make it.
         yield Finding("database", Verdict.FAIL, "no such file: check INGEST_DATABASE_URL")
         return
@@ -64,16 +63,11 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 )
             elif current:
                 yield from _file(*inspect_file(connection))
-                yield judge_space(shutil.disk_usage(_file_of(engine).resolve().parent).free)
+                yield judge_space(shutil.disk_usage(sqlite_file(engine.url).resolve().parent).free)
     except StorageError as error:
         yield Finding("database", Verdict.FAIL, f"{error}: check INGEST_DATABASE_URL")
     finally:
         engine.dispose()
-
-
-def _file_of(engine: Engine) -> Path:
-    """Return the file of a SQLite database, which the URL may name as an URI of its own."""
-    return Path((engine.url.database or "").removeprefix("file:"))
 
 
 def _file(journal: str, damage: str) -> Iterator[Finding]:

@@ -145,8 +145,7 @@ def idle(bench: Bench) -> Sample:
     with everything(bench) as (database, server, worker):
         meter = CpuMeter({"worker": [worker.pid], "server": [server.process.pid]})
         begun = time.perf_counter()
-        # Idle for so long: that is what is measured.
-        time.sleep(bench.size(10, 5))
+        time.sleep(bench.size(10, 5))  # idle, which is what is measured
         cpu, seconds = meter.stop(), time.perf_counter() - begun
         since, per_process = database.now(), cpu["worker"] / DEFAULT_WORKER_PROCESSES
         for _ in range(count):

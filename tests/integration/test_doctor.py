@@ -268,6 +268,7 @@ def test_a_file_without_a_journal_for_readers_is_a_warning(tmp_path: Path) -> No
     code, found = examine({"INGEST_DATABASE_URL": url, "INGEST_JWT_SECRET": SECRET})
 
     assert (code, found["journal"][0]) == (0, "warn")
+    assert not Path("file:").exists()
     assert "local disk" in found["journal"][1]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.kit.processes import leash
 
 _PROGRAM = """
-import json, os, sys, tempfile
+import json, os, signal, sys, tempfile
 import eventstore.migrations, ingest_service.app, ingest_service.cli, ingest_service.doctor
 import ingest_service.probe
 
@@ -22,6 +22,7 @@ for line in sys.stdin:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
+            signal.alarm(30)  # ends what should have ended by itself
             os.chdir(folder)
             os.environ.clear()
             os.environ.update(env)
