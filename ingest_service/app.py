@@ -41,6 +41,8 @@ log = structlog.get_logger()
 
 #: Large messages that wait to be decoded.
 _WAITING_MESSAGES = 128
+#: Answers that wait to be encoded: more than there is room for.
+_WAITING_ANSWERS = 1_024
 #: Transactions in which the intake writes at the same time; SQLite allows one.
 _WRITERS = 2
 #: Part of the drain time after which open streams are told to go elsewhere.
@@ -65,7 +67,8 @@ async def serve(
         settings, settings.require_database_url(), broker, reuse_port=reuse_port
     ) as front:
         on_ready(front.port)
-        await _told_to_stop(front, told)
+        # Of several, each is told by whoever tells the whole group, and by the supervisor again.
+        await _told_to_stop(front, told, again=reuse_port)
 
 
 async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None]) -> None:
@@ -138,16 +141,17 @@ async def _server(
     ]
     intake = Intake(writers, settings, dispatcher.dispatch)
     limits = UserLimits(settings)
-    offload = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES, rests=True)
+    decoder = Offload("decoder", threads=1, waiting=_WAITING_MESSAGES, rests=True)
+    encoder = Offload("encoder", threads=1, waiting=_WAITING_ANSWERS, rests=True)
     answers = Answers()
     servicer = IngestServicer(
         settings,
         intake,
         EventDecoder(clock),
         reader,
-        ContentReader(reader, answers),
+        ContentReader(reader, answers, encoder),
         limits,
-        offload,
+        decoder,
     )
     health = Health(lambda: prober.read("", _is_ready, clock))
     calls = OpenCalls()
@@ -187,7 +191,7 @@ async def _server(
         await asyncio.to_thread(dispatcher.stop, _DISPATCH_STOP_SECONDS)
         for task in background:
             task.cancel()
-        for part in (reader, prober, offload):
+        for part in (reader, prober, decoder, encoder):
             await asyncio.to_thread(part.close)
         for engine in (writing, reading, probing):
             engine.dispose()
@@ -202,8 +206,8 @@ def _told_by_signals() -> asyncio.Event:
     return told
 
 
-async def _told_to_stop(front: Front, told: asyncio.Event) -> None:
-    """Wait until told to stop by a signal; a second one ends the process at once.
+async def _told_to_stop(front: Front, told: asyncio.Event, *, again: bool = False) -> None:
+    """Wait until told to stop by a signal; a second one ends the process at once, unless `again`.
 
     Raises ServerLost when there is nothing to wait for any more.
     """
@@ -214,7 +218,7 @@ async def _told_to_stop(front: Front, told: asyncio.Event) -> None:
     finally:
         for task in waiting:
             task.cancel()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in () if again else (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
         log.info("draining")
     for task in done:

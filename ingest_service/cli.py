@@ -109,7 +109,7 @@ def worker(dramatiq_options: tuple[str, ...]) -> None:
     \b
     Example: ingest-service worker
     """
-    from dramatiq import cli as dramatiq
+    from dramatiq import cli as dramatiq_cli
 
     settings = Settings.load()
     settings.require_database_url()
@@ -123,8 +123,8 @@ def worker(dramatiq_options: tuple[str, ...]) -> None:
         "--worker-shutdown-timeout", str(int(settings.drain_seconds * 1000)),
         *dramatiq_options,
     ]  # fmt: skip
-    parser = dramatiq.make_argument_parser()  # type: ignore[no-untyped-call]  # Dramatiq's
-    sys.exit(dramatiq.main(parser.parse_args(arguments)))  # type: ignore[no-untyped-call]  # too
+    parser = dramatiq_cli.make_argument_parser()  # type: ignore[no-untyped-call]  # Dramatiq's
+    sys.exit(dramatiq_cli.main(parser.parse_args(arguments)))  # type: ignore[no-untyped-call]  # too
 
 
 @main.command()

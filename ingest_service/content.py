@@ -1,6 +1,6 @@
-"""Reads events for answers, and never more of them than the answers have room for."""
+"""Reads and encodes events for answers, and never more of them than the answers have room for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -9,9 +9,10 @@ from sqlalchemy import Connection
 from eventstore import reading
 from eventstore.reading import Filters, Page
 from eventstore.values import StoredEvent
-from ingest.v1.event_pb2 import PAYLOAD_FORMAT_NONE
+from ingest.v1.event_pb2 import PAYLOAD_FORMAT_NONE, Event
 from ingest_service.answers import MOST_BYTES, Answers, Context
-from ingest_service.encode import most_bytes
+from ingest_service.encode import encode_events, most_bytes
+from ingest_service.offload import Offload
 from ingest_service.reader import Reader
 
 T = TypeVar("T")
@@ -24,6 +25,9 @@ _USUAL = 128 << 10
 _PAGE = 4 << 20
 #: Most bytes of room for one event: half of what one user may hold.
 _MOST = MOST_BYTES // 4
+#: Bytes of an answer from which on encoding could stop the event loop for too long: the slowest
+#: take some 50 ms for each 64 KiB of JSON.
+_LARGE = 64 << 10
 
 
 class _TooLarge(NamedTuple):
@@ -38,14 +42,15 @@ class ContentReader:
     Without room nothing but what the few threads of the reader have in hand is in memory.
     """
 
-    def __init__(self, reader: Reader, answers: Answers) -> None:
-        """Take collaborators."""
+    def __init__(self, reader: Reader, answers: Answers, encoder: Offload) -> None:
+        """Take collaborators; room for answers also bounds what waits for the encoder."""
         self._reader = reader
         self._answers = answers
+        self._encoder = encoder
 
     async def event(
         self, context: Context, user_id: str, event_id: str, payload_format: int
-    ) -> StoredEvent | None:
+    ) -> Event | None:
         """Return one event of the user, or None; raises what Answers and Reader raise."""
         query = partial(
             reading.get_event,
@@ -57,7 +62,10 @@ class ContentReader:
         def size_of(stored: StoredEvent | None) -> int:
             return min(_MOST, _size([] if stored is None else [stored], payload_format))
 
-        return await self._read(context, user_id, query, size_of, _USUAL)
+        stored = await self._read(context, user_id, query, size_of, _USUAL)
+        if stored is None:
+            return None
+        return (await self._encode(user_id, [stored], payload_format))[0]
 
     async def page(
         self,
@@ -68,8 +76,11 @@ class ContentReader:
         *,
         limit: int,
         before: str,
-    ) -> Page:
-        """Return a page of the user's events; raises what Answers and Reader raise."""
+    ) -> tuple[Sequence[Event], str | None]:
+        """Return a page of the user's events, and where the next one starts or None.
+
+        Raises what Answers and Reader raise.
+        """
         query = partial(
             reading.list_events,
             user_id=user_id,
@@ -83,7 +94,8 @@ class ContentReader:
             return min(_PAGE, _size(page.events, payload_format))
 
         room = _PAGE if self._answers.has_room(user_id, _PAGE) else _USUAL
-        return await self._read(context, user_id, query, size_of, room)
+        page = await self._read(context, user_id, query, size_of, room)
+        return await self._encode(user_id, page.events, payload_format), page.cursor
 
     async def _read(
         self,
@@ -104,6 +116,15 @@ class ContentReader:
             if not isinstance(found, _TooLarge):
                 return found
             room = found.size
+
+    async def _encode(
+        self, user_id: str, events: Sequence[StoredEvent], payload_format: int
+    ) -> Sequence[Event]:
+        """Encode an answer, in a thread when it is large: there it stops nobody."""
+        encode = partial(encode_events, events, payload_format)
+        if _size(events, payload_format) <= _LARGE:
+            return encode()
+        return await self._encoder.run(user_id, encode)
 
 
 def _size(events: Iterable[StoredEvent], payload_format: int) -> int:

@@ -15,8 +15,11 @@ def fetch(url: str, seconds: float, most_bytes: int) -> bytes:
     Connecting may take so many seconds, and so may the answer, headers and all. Raises OSError
     (too late, among others) or ValueError (no HTTP, or more bytes than that).
     """
-    # Made anew, as it takes the proxies of the environment.
-    opener = urllib.request.build_opener(_ByHttp, _ByHttps, _NoRedirects)
+    # Made anew, as it takes the proxies of the environment: for https, which they cannot read.
+    proxies = {name: at for name, at in urllib.request.getproxies().items() if name == "https"}
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), _ByHttp, _ByHttps, _NoRedirects
+    )
     try:
         with opener.open(url, timeout=seconds) as answer:
             text: bytes = answer.read(most_bytes + 1)

@@ -19,7 +19,7 @@ from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
 from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder, check_text, decode_bound, decode_format
-from ingest_service.encode import encode_events, encode_receipts
+from ingest_service.encode import encode_receipts
 from ingest_service.errors import (
     Draining,
     EventNotFound,
@@ -159,10 +159,10 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             )
         if event_id is None:
             raise EventNotFound
-        stored = await self._content.event(context, user_id, event_id, payload_format)
-        if stored is None:
+        event = await self._content.event(context, user_id, event_id, payload_format)
+        if event is None:
             raise EventNotFound
-        return pb.GetEventResponse(event=encode_events([stored], payload_format)[0])
+        return pb.GetEventResponse(event=event)
 
     async def ListEvents(  # noqa: N802
         self, request: pb.ListEventsRequest, context: Context
@@ -188,18 +188,18 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             received_after=after,
             received_before=before,
         )
-        cursor = read_page_token(request.page_token, filters) if request.page_token else NEWEST
-        page = await self._content.page(
+        start = read_page_token(request.page_token, filters) if request.page_token else NEWEST
+        events, cursor = await self._content.page(
             context,
             user_id,
             filters,
             payload_format,
             limit=request.page_size or DEFAULT_PAGE_SIZE,
-            before=cursor,
+            before=start,
         )
         return pb.ListEventsResponse(
-            events=encode_events(page.events, payload_format),
-            next_page_token=make_page_token(page.cursor, filters) if page.cursor else "",
+            events=events,
+            next_page_token=make_page_token(cursor, filters) if cursor else "",
         )
 
     async def GetEventCounts(  # noqa: N802

@@ -12,7 +12,7 @@ import structlog
 
 log = structlog.get_logger()
 
-#: Set for the processes that a supervisor started; they share the port (SO_REUSEPORT).
+#: The supervisor's process id, for those that it started; they share the port (SO_REUSEPORT).
 _MARK = "INGEST_SUPERVISED"
 #: Seconds before a process that ended is started again.
 _RESTART_PAUSE = 1.0
@@ -28,7 +28,8 @@ def is_supervised() -> bool:
 
 def end_with_parent() -> None:
     """Have this process told to end when its supervisor is gone, whatever ended that."""
-    parent = os.getppid()
+    # As it was told: a supervisor that was killed at once is not our parent any more.
+    parent = int(os.environ[_MARK])
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -41,20 +42,23 @@ def end_with_parent() -> None:
 def supervise(count: int, command: Sequence[str]) -> int:
     """Run `count` processes until SIGTERM or SIGINT; returns the exit code.
 
-    A process that ends is started again. The processes are new ones and no forks: gRPC does not
-    survive a fork.
+    A second signal ends them at once. A process that ends is started again. The processes are new
+    ones and no forks: gRPC does not survive a fork.
     """
-    environment = {**os.environ, _MARK: "1", "INGEST_PROCESSES": "1"}
+    environment = {**os.environ, _MARK: str(os.getpid()), "INGEST_PROCESSES": "1"}
     stopping = False
+    children: list[subprocess.Popen[bytes]] = []
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
+        for child in children if stopping else ():
+            child.kill()
         stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     # The command is our own interpreter and module.
-    children = [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603
+    children += [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603
     while not stopping:
         time.sleep(_POLL)
         for index, child in enumerate(children):
@@ -67,4 +71,5 @@ def supervise(count: int, command: Sequence[str]) -> int:
                 children[index] = subprocess.Popen(command, env=environment)  # noqa: S603
     for child in children:
         child.terminate()
-    return max(abs(child.wait()) for child in children)
+    codes = [abs(child.wait()) for child in children]
+    return _USAGE if _USAGE in codes else max(codes)

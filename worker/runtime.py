@@ -2,11 +2,13 @@
 
 import contextlib
 import gc
+import multiprocessing
 import os
 import re
 import signal
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
 import dramatiq
 import structlog
@@ -53,7 +55,6 @@ class Runtime(Middleware):
         self.dispatcher = Dispatcher(broker, chunk_rows=settings.chunk_rows)
         self.housekeeper = Housekeeper(settings, engine)
         self.sweeper = Sweeper(settings, engine, self.dispatcher, self._processor, self.housekeeper)
-        self._parent = 0
 
     def install(self) -> None:
         """Declare the actors on the broker, and have it start and stop the sweeper."""
@@ -71,8 +72,13 @@ class Runtime(Middleware):
         gc.collect()
         gc.freeze()
         gc.set_threshold(_GARBAGE)
-        self._parent = os.getppid()
-        threading.Thread(target=self._watch_parent, name="parent-watch", daemon=True).start()
+        # None where server and worker are one process, which has no master.
+        if master := multiprocessing.parent_process():
+            watch = threading.Thread(
+                target=self._watch, args=[master.pid], name="parent-watch", daemon=True
+            )
+            watch.start()
+            _end_once()
         self.sweeper.start()
         log.info("worker_started")
 
@@ -106,12 +112,27 @@ class Runtime(Middleware):
         except ValueError as error:
             log.warning("message_dropped", reason=str(error))
 
-    def _watch_parent(self) -> None:
-        """End this process when its parent is gone: `kill -9` of the master leaves orphans."""
-        while os.getppid() == self._parent:
+    def _watch(self, master: int) -> None:
+        """End this process when its master is gone: `kill -9` of it leaves orphans."""
+        while os.getppid() == master:
             threading.Event().wait(1)
         log.warning("orphaned")
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_once() -> None:
+    """Take a second SIGTERM for the first: sent to the whole group, it comes from the master too.
+
+    Dramatiq takes it for impatience and ends at once.
+    """
+    begin = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        if callable(begin):
+            begin(number, frame)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def parse_keys(keys: object) -> list[EventKey]:

@@ -111,6 +111,32 @@ def test_health_answers_while_the_slowest_texts_are_decoded(busy: Service, *, st
     assert alice.is_served()
 
 
+def test_others_are_answered_while_large_answers_are_encoded(busy: Service) -> None:
+    """Pages of very many values, as Structs; on the event loop each would stop everything."""
+    health, greedy, modest = health_pb2_grpc.HealthStub(busy.channel), busy.caller(), busy.caller()
+    for _ in range(20):
+        greedy.submit(event(payload={"a": [1] * 12_000}))
+    took, slowest = [], 0.0
+
+    def read() -> None:
+        for _ in range(4):
+            began = time.monotonic()
+            greedy.list(page_size=1_000)
+            took.append(time.monotonic() - began)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while reader.is_alive():
+        began = time.monotonic()
+        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]  # a stub's
+        modest.submit(event())
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.01)  # to leave the machine to the server
+
+    assert len(took) == 4
+    assert slowest < min(took) / 2, f"{slowest:.2f} of {min(took):.2f} s"
+
+
 def test_large_calls_of_one_user_leave_others_room(busy: Service) -> None:
     """Four callers fill what may wait for the database again and again; nobody else is refused."""
     wanted, greedy = event(payload="x" * 3_800_000), busy.caller()

@@ -1,5 +1,6 @@
 """The command `ingest-service`: what it prints, and how it ends."""
 
+import subprocess
 from pathlib import Path
 
 import jwt
@@ -8,14 +9,29 @@ import pytest
 from tests.kit import forks
 from tests.kit.caller import Caller
 from tests.kit.forks import Ended
-from tests.kit.processes import Processes
+from tests.kit.processes import Processes, has_ended
 from tests.kit.rows import add
-from tests.kit.server import Service, closing_engine, settings_for, two_processes
+from tests.kit.server import BIN, Service, closing_engine, settings_for, two_processes
+from tests.kit.services import descendants
 from tests.kit.tokens import SECRET
+from tests.kit.waiting import eventually
 
 
 def run(*args: str, cwd: Path | None = None, **env: str) -> Ended:
     return forks.run(*args, env={f"INGEST_{name}": value for name, value in env.items()}, cwd=cwd)
+
+
+def really_run(*args: str, **env: str) -> Ended:
+    """As a user does, without a library loaded by another command: once for each."""
+    done = subprocess.run(
+        [BIN / "ingest-service", *args],
+        env={f"INGEST_{name}": value for name, value in env.items()},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 COMMANDS = ["dev", "serve", "worker", "migrate", "token", "sweep", "health"]
@@ -30,7 +46,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 
 
 def test_a_token_is_printed_bare_and_is_accepted(service: Service) -> None:
-    made = run("token", "--subject", "cli", "--email", "a@b.c", JWT_SECRET=SECRET)
+    made = really_run("token", "--subject", "cli", "--email", "a@b.c", JWT_SECRET=SECRET)
     token = made.stdout.strip()
     claims = jwt.decode(token, SECRET, algorithms=["HS256"], audience="ingest", issuer="ingest")
 
@@ -122,7 +138,7 @@ def test_migrate_checks_changes_and_checks_again(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ingest.db'}"
 
     assert run("migrate", "--check", DATABASE_URL=url).code == 1
-    assert run("migrate", DATABASE_URL=url).code == 0
+    assert really_run("migrate", DATABASE_URL=url).code == 0
     assert run("migrate", "--check", DATABASE_URL=url).code == 0
 
 
@@ -140,7 +156,7 @@ def test_sweep_processes_what_is_due_and_prints_how_many(store_url: str) -> None
     """Without a broker it does the work itself."""
     with closing_engine(store_url) as store:
         add(store, {}, [], {}, due_in=-1)
-    first = run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
+    first = really_run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
     second = run("sweep", DATABASE_URL=store_url, BROKER_URL="redis://127.0.0.1:1/0")
 
     assert (first.code, first.stdout) == (0, "3\n"), first.stderr
@@ -148,7 +164,7 @@ def test_sweep_processes_what_is_due_and_prints_how_many(store_url: str) -> None
 
 
 def test_health_tells_by_its_exit_code(service: Service) -> None:
-    assert run("health", LISTEN=service.address).code == 0
+    assert really_run("health", LISTEN=service.address).code == 0
     assert run("health", "--service", "liveness", LISTEN=service.address).code == 0
     assert run("health", "--service", "nothing", LISTEN=service.address).code == 1
     assert run("health", LISTEN="127.0.0.1:1").code == 1
@@ -163,3 +179,27 @@ def test_several_processes_share_one_port(
 
     assert service.stop() == 0
     assert service.process.stderr().count("server_stopped") == 2
+
+
+def test_wrong_usage_of_several_processes_is_exit_code_2(processes: Processes) -> None:
+    """Whichever of them says so first: the others are ended while they start."""
+    more = {"PROCESSES": "3", "JWT_ALGORITHM": "RS256", "JWT_PUBLIC_KEY_FILE": "/nowhere"}
+    env = settings_for("sqlite:///x.db", "redis://127.0.0.1:1", **more)
+    del env["INGEST_JWT_SECRET"]
+    process = processes.start(BIN / "ingest-service", "serve", env=env)
+
+    assert process.wait() == 2
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_processes_whose_parent_is_killed_while_they_start_end_too(
+    store_url: str, redis_url: str, processes: Processes, command: str
+) -> None:
+    """At once: when they look for their parent first, it is gone already."""
+    env = settings_for(store_url, redis_url, PROCESSES="2", WORKER_PROCESSES="2")
+    process = processes.start(BIN / "ingest-service", command, env=env)
+    children = eventually(lambda: descendants(process.pid), interval=0.001)
+    process.kill()
+    process.wait()
+
+    eventually(lambda: all(map(has_ended, children)), timeout=20)

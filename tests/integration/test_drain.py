@@ -1,5 +1,8 @@
 """SIGTERM under load: what was acknowledged is there, and what was not is refused in good order."""
 
+import os
+import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -7,11 +10,21 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import grpc
+import pytest
 from sqlalchemy import Engine
 
 from ingest.v1.event_pb2 import EventInput
 from tests.kit.caller import event, refused
-from tests.kit.server import Start, keys_of, record, records, running, settings_for
+from tests.kit.processes import Processes
+from tests.kit.server import (
+    Start,
+    keys_of,
+    record,
+    records,
+    running,
+    settings_for,
+    two_processes,
+)
 from tests.kit.waiting import eventually
 
 
@@ -57,6 +70,31 @@ def test_a_server_drains_under_load_and_loses_nothing_that_it_acknowledged(
             for one in page.events
         }
     assert set(acknowledged) <= stored
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_at_once_lets_them_drain(
+    database_url: str, redis_url: str, processes: Processes, number: signal.Signals
+) -> None:
+    """As Ctrl-C does, and systemd: each is told by it, and by their supervisor once more."""
+    service = two_processes(processes, database_url, redis_url)
+    messages: SimpleQueue[Sequence[EventInput] | None] = SimpleQueue()
+    alice = service.caller()
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(alice.stream, iter(messages.get, None))
+        messages.put([event()])
+        eventually(lambda: alice.counts() == {"PENDING": 1})
+        os.killpg(service.process.pid, number)
+        eventually(lambda: service.process.stderr().count('"draining"') == 2)
+        time.sleep(
+            1
+        )  # five looks of the supervisor, which then sends its own, and that leaves no trace
+        messages.put([event()])
+        messages.put(None)
+
+        assert stream.result(10).accepted == 2
+    assert service.process.wait() == 0
+    assert service.process.stderr().count("server_stopped") == 2
 
 
 def test_a_draining_server_refuses_new_calls_at_once_and_open_streams_in_the_end(

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -184,6 +185,26 @@ def test_what_is_stored_can_be_read_by_its_user_alone(dev: Service, env: dict[st
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {"ingest.db", "ingest.db-wal", "ingest.db-shm", "jwt_secret"} <= modes.keys()
     assert set(modes.values()) == {0o600}
+
+
+def test_it_goes_on_when_the_shell_that_started_it_is_gone(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    shell = start_process(
+        ["sh", "-c", '"$0" dev & wait', BIN / "ingest-service"],
+        tmp_path,
+        env=env,
+        ready=lambda started: "buf" in started.stdout(),
+    )
+    dev = Service(shell, env)
+    try:
+        shell.kill()
+        shell.wait()
+        time.sleep(2.5)  # a worker looks for its master each second, and this one has none
+        assert newcomer(dev).is_served()
+    finally:
+        dev.channel.close()
+        shell.kill_group()
 
 
 def test_a_signal_that_comes_during_the_start_ends_it_in_good_order(

@@ -1,6 +1,7 @@
 """Real processes: server, broker and Dramatiq workers, and strangers in the queue."""
 
 import json
+import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
@@ -186,10 +187,12 @@ def test_a_worker_starts_anew_when_told_to_and_ends_in_good_order(
     eventually(lambda: pair[1].stderr().count("worker_started") == 2 * first, timeout=20)
     alice = pair[0].caller()
     alice.stream([[event()] * 500] * 4)
-    pair[1].terminate()
+    # As Ctrl-C and systemd do: each process is told by it, and by the master once more.
+    os.killpg(pair[1].pid, signal.SIGTERM)
 
     assert pair[1].wait(20) == 0
     assert "Traceback" not in pair[1].stderr()
+    assert "Killing" not in pair[1].stderr()
 
 
 def test_no_secret_and_no_payload_reaches_a_log(

@@ -110,14 +110,14 @@ class Server:
     def pause(self) -> list[int]:
         """Freeze the server: connections are accepted and never answered; return its children."""
         os.kill(self.pid, signal.SIGSTOP)  # first, so that it starts no further child
-        children = _descendants(self.pid)
+        children = descendants(self.pid)
         for child in children:
             os.kill(child, signal.SIGSTOP)
         return children
 
     def resume(self) -> None:
         """Let a paused server go on."""
-        for pid in (*_descendants(self.pid), self.pid):
+        for pid in (*descendants(self.pid), self.pid):
             os.kill(pid, signal.SIGCONT)
 
     def remove(self) -> None:
@@ -307,13 +307,13 @@ def free_port() -> int:
     raise RuntimeError(f"no free port among 100 of {_PORTS}")
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Return the children of a process and theirs, where the kernel tells (Linux)."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-    return [pid for child in map(int, children) for pid in (child, *_descendants(child))]
+    return [pid for child in map(int, children) for pid in (child, *descendants(child))]
 
 
 def main(arguments: list[str]) -> None:
