@@ -29,7 +29,7 @@ _WAVE = 10
 
 @pytest.mark.beside_others
 @pytest.mark.row(27, "client dies or cancels in a stream")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_clients_that_die(trial: Trial, case: Case) -> None:
     """What they had sent is sent again as a whole, and is there once."""
     for turn in range(case.count(2, 50)):
