@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, FunctionElement, select
 from sqlalchemy.ext.compiler import compiles
 
+from eventstore.errors import TransientStorageError
 from eventstore.schema import UtcDateTime
 
 #: Seconds after which the offset is measured again; clocks drift by microseconds in that time.
@@ -50,8 +51,8 @@ class DatabaseClock:
     """
 
     def __init__(self) -> None:
-        """Start with the wall clock, until the first synchronisation."""
-        self._offset = time.time() - time.monotonic()
+        """Know no time until the first synchronisation: the wall clock may be wrong."""
+        self._offset = 0.0
         self._synchronised_at = float("-inf")
         self._measured_at = 0.0
         self._error = float("inf")
@@ -59,7 +60,12 @@ class DatabaseClock:
         self.round_trip = 0.0
 
     def now(self) -> datetime:
-        """Return the time, aware, in UTC."""
+        """Return the time, aware, in UTC.
+
+        Raises TransientStorageError as long as the database has not told it once.
+        """
+        if not self.synchronised:
+            raise TransientStorageError("the database has not told the time yet")
         return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
 
     @property

@@ -11,7 +11,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from eventstore.content import load_page, selection, stored_bytes, stored_event
 from eventstore.schema import events, idempotency_keys, users
-from eventstore.values import EventStatus, StoredEvent
+from eventstore.values import MOST_AHEAD_MS, EventStatus, StoredEvent
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: UUID version 7 holds the time in 48 bits.
@@ -156,7 +156,7 @@ def _window(filters: Filters) -> list[ColumnElement[bool]]:
         ]
     if filters.received_before is not None:
         bounds += [
-            events.c.id < first_id_of(filters.received_before, after=1),
+            events.c.id < first_id_of(filters.received_before, after=MOST_AHEAD_MS + 1),
             events.c.received_at < filters.received_before,
         ]
     return bounds

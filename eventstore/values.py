@@ -21,6 +21,11 @@ class EventStatus(IntEnum):
 OFFERED = "00000000-0000-0000-0000-000000000000"
 
 
+#: Milliseconds by which the time in an event's id may be ahead of its time of receipt: ids keep
+#: their order when the clock is corrected by a little.
+MOST_AHEAD_MS = 1_000
+
+
 class EventKey(NamedTuple):
     """What names an event everywhere: the primary key of its row."""
 

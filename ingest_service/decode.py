@@ -13,10 +13,11 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from eventstore.clock import DatabaseClock
+from eventstore.errors import TransientStorageError
 from eventstore.values import NewEvent, Submission, User
 from ingest.v1.event_pb2 import EventInput, PayloadFormat
 from ingest_service import jsontext
-from ingest_service.errors import MOST_VIOLATIONS, FieldInvalid, Violation
+from ingest_service.errors import MOST_VIOLATIONS, FieldInvalid, StorageUnavailable, Violation
 from ingest_service.ids import EventIds
 from ingest_service.jsontext import JsonRefused
 
@@ -30,10 +31,13 @@ MAX_ATTRIBUTE_BYTES = 1_024
 MAX_EVENT_BYTES = (4 << 20) - (16 << 10)
 #: So many characters are never more bytes than that.
 _SURELY_FITS = MAX_EVENT_BYTES // 4
-#: How many times its size a large Struct may take as JSON, which writes a control character with
-#: six; what is small may take what it likes.
-_MAX_EXPANSION = 4
-_SMALL_TEXT = 64 << 10
+#: How many times its size something may take in a row or in an answer, besides the bytes that
+#: these take anyway.
+_MAX_GROWTH = 4
+_FIXED_BYTES = 1_000
+#: What properties hold once more, as text (worker/pipeline.py).
+COPIED = ("page", "referrer")
+_TOO_MANY_ESCAPES = "must not hold so many control characters or quotation marks"
 #: How far a producer's clock may be ahead.
 MAX_AHEAD = timedelta(hours=1)
 
@@ -57,7 +61,7 @@ class EventDecoder:
         """Translate the events of an atomic call, `size` bytes long.
 
         `field` is the path of an event, with `{}` for its position. Raises FieldInvalid with
-        the first violations of every bad event.
+        the first violations of every bad event, and StorageUnavailable as `rows` does.
         """
         rows, refused = self.rows(events, user=user, field=field, first=0)
         if refused:
@@ -70,9 +74,12 @@ class EventDecoder:
         """Translate events whose positions start at `first`; the bad ones by position.
 
         Of each bad event the first violations are kept: what is wrong with events must not take
-        more memory than they do.
+        more memory than they do. Raises StorageUnavailable while the database's time is unknown.
         """
-        now = self._clock.now()
+        try:
+            now = self._clock.now()
+        except TransientStorageError:
+            raise StorageUnavailable from None
         ids = self._ids.take(int(now.timestamp() * 1000), len(events))
         rows: list[NewEvent] = []
         refused: dict[int, list[Violation]] = {}
@@ -179,7 +186,12 @@ def _decode_attributes(attributes: Mapping[str, str], violations: list[Violation
         elif len(value.encode()) > MAX_ATTRIBUTE_BYTES or "\0" in value:
             allowed = f"must be at most {MAX_ATTRIBUTE_BYTES} bytes without U+0000"
             violations.append(Violation(f"attributes[{key}]", allowed))
-    return orjson.dumps(dict(attributes), option=orjson.OPT_SORT_KEYS).decode()
+    written = orjson.dumps(dict(attributes), option=orjson.OPT_SORT_KEYS)
+    if len(written) > _FIXED_BYTES:
+        size = sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
+        if len(written) > _MAX_GROWTH * size + _FIXED_BYTES:
+            violations.append(Violation("attributes", _TOO_MANY_ESCAPES))
+    return written.decode()
 
 
 def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any, str]:
@@ -194,20 +206,31 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
         value = _struct_value(event.payload, 1, _Room())
         written = orjson.dumps(value)
         jsontext.check(value, written)
-        _check_growth(written, event.payload)
     except JsonRefused as error:
         violations.append(error.below(form))
         return None, "null"
     except _TooMany:
         violations.append(Violation(form, jsontext.TOO_MANY))
         return None, "null"
+    if (
+        len(written) * 3 > _FIXED_BYTES
+        and b"\\" in written
+        and _grows(value, written, event.payload)
+    ):
+        violations.append(Violation(form, _TOO_MANY_ESCAPES))
     return value, written.decode()
 
 
-def _check_growth(written: bytes, struct: Struct) -> None:
-    """Raise JsonRefused when a Struct is much larger as JSON, by its control characters."""
-    if len(written) > _SMALL_TEXT and len(written) > _MAX_EXPANSION * struct.ByteSize():
-        raise JsonRefused("", "holds too many control characters")
+def _grows(value: dict[str, Any], written: bytes, struct: Struct) -> bool:
+    """Whether a Struct is much larger where it is told as JSON, because of what JSON escapes.
+
+    An answer holds it as payload and as `original`, and the well-known texts of it once more.
+    Numbers grow as well, by less: of them nothing is refused.
+    """
+    size = struct.ByteSize()
+    escapes = 5 * written.count(b"\\u00") + written.count(b"\\")
+    told = 2 * len(written) + sum(len(orjson.dumps(value.get(name))) for name in COPIED)
+    return 3 * escapes > size and told > _MAX_GROWTH * size + _FIXED_BYTES
 
 
 class _TooMany(Exception):

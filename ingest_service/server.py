@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import grpc
 import structlog
@@ -21,6 +21,9 @@ from ingest_service.servicer import MAX_PAGE_SIZE, IngestServicer
 from ingest_service.tlsfiles import check_tls_files
 
 log = structlog.get_logger()
+
+#: Another one when a TLS file is another one, or was written to.
+_Stamps: TypeAlias = list[tuple[int, int, int]]
 
 #: Seconds that a handshake waits for the TLS files to be looked at.
 _RELOAD_SECONDS = 0.5
@@ -147,6 +150,7 @@ class _Certificates:
     def __init__(self, settings: Settings) -> None:
         if settings.tls_cert_file is None or settings.tls_key_file is None:
             raise SettingsError("set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE together")
+        self._settings = settings
         self._cert, self._key = settings.tls_cert_file, settings.tls_key_file
         self._client_ca = settings.tls_client_ca_file
         self._aside = Aside("tls-files")
@@ -164,11 +168,12 @@ class _Certificates:
         """Return the files' new content, or None to go on; gRPC asks at each handshake."""
         try:
             changed = self._aside.wait_for(self._load_if_changed, _RELOAD_SECONDS)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SettingsError, ValueError) as error:
             # Perhaps half-way through a replacement: the next handshake asks again.
-            if cause(error) != self._problem:
-                log.warning("tls_files_unreadable", error=cause(error))
-            self._problem = cause(error)
+            problem = str(error) if isinstance(error, SettingsError) else cause(error)
+            if problem != self._problem:
+                log.warning("tls_files_unreadable", error=problem)
+            self._problem = problem
             return None
         self._problem = ""
         if changed is None:
@@ -176,13 +181,21 @@ class _Certificates:
         self._stamps, configuration = changed
         return configuration
 
-    def _load_if_changed(self) -> tuple[list[int], grpc.ServerCertificateConfiguration] | None:
+    def _load_if_changed(self) -> tuple[_Stamps, grpc.ServerCertificateConfiguration] | None:
         stamps = self._read_stamps()
-        return None if stamps == self._stamps else (stamps, self.load())
+        if stamps == self._stamps:
+            return None
+        # gRPC would take what it cannot use, of the client CA without a word, and then nobody.
+        check_tls_files(self._settings)
+        loaded = self.load()
+        if self._read_stamps() != stamps:
+            raise ValueError("they are being replaced")
+        return stamps, loaded
 
-    def _read_stamps(self) -> list[int]:
+    def _read_stamps(self) -> _Stamps:
         files: list[Path | None] = [self._cert, self._key, self._client_ca]
-        return [file.stat().st_mtime_ns for file in files if file]
+        found = [file.stat() for file in files if file]
+        return [(status.st_mtime_ns, status.st_size, status.st_ino) for status in found]
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials:

@@ -297,4 +297,6 @@ def _raise_refusals(verdicts: Verdicts, field: str) -> None:
         if isinstance(verdict, KeyConflict):
             raise IdempotencyConflict(verdict.event_id, index)
         if isinstance(verdict, NotStorable):
-            raise FieldInvalid([Violation(field.format(index), verdict.reason)])
+            # A batch is refused as a whole, and nobody knows which of its events it was.
+            path = field.format(index) if len(verdicts) == 1 else field.removesuffix("[{}]")
+            raise FieldInvalid([Violation(path, verdict.reason)])

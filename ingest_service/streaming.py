@@ -191,16 +191,16 @@ class StreamIntake:
             return
         try:
             some = self._next_events()
+            rows, refused = self._decode(some)
         except IngestError as error:
             self._failure = error
             return
         if some:
-            rows, refused = self._decode(some)
             self._hand_in(rows, refused, self._parsed_size * len(some) // len(self._parsed))
             self._handed_in += len(some)
         elif self._parsed_size:
             # Messages without an event cost their bytes all the same.
-            self._hand_in([], {}, self._parsed_size)
+            self._hand_in(rows, refused, self._parsed_size)
         if self._handed_in >= len(self._parsed):
             self._parsed, self._handed_in, self._parsed_size = (), 0, 0
 

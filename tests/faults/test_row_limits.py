@@ -23,6 +23,7 @@ from tests.faults.rig import SERVICE, Rig, make_token
 from tests.faults.supervisor import Member
 from tests.faults.trial import Trial, counts, resident
 from tests.faults.verdict import BROKER_LINES, CHILD_LINES
+from tests.kit.caller import refusal_of
 from tests.kit.databases import fresh_database
 from tests.kit.processes import start_process
 from tests.kit.waiting import eventually
@@ -111,6 +112,9 @@ def test_one_bad_event(trial: Trial, rig: Rig, case: Case) -> None:
                     BatchSubmitEventsRequest(events=events), metadata=trial.metadata, timeout=30
                 )
             assert describe(refused.value) == ("INVALID_ARGUMENT", "FIELD_INVALID")
+            # The database does not say which one it is.
+            named = refusal_of(refused.value).fields
+            assert list(named) == ["events" if bad else "events[500].type"]
             assert not _stored(rig, prefix)
             for event in events:
                 trial.journal.note("trial", "new", event.idempotency_key, "invoke")
@@ -161,6 +165,42 @@ def test_wrong_clocks(trial: Trial, rig: Rig, case: Case, seconds: int) -> None:
     case.note(f"{seconds:+} s: received_at within {off[0]:.0f} s of the effect")
     assert off[0] < 60
     assert off[1] == 1, "a lease was taken back early"
+
+
+@pytest.mark.beside_others
+@pytest.mark.row(36, "a wall clock ten minutes off, and the database away when the server starts")
+@pytest.mark.parametrize("seconds", [600, -600])
+@pytest.mark.timeout(200)
+def test_a_wrong_clock_and_nobody_to_ask(trial: Trial, rig: Rig, case: Case, seconds: int) -> None:
+    """What is submitted before the database told its time is not stamped with another one."""
+    if seconds < 0:
+        trial.token = make_token(trial.subject, issued=seconds)
+    line = rig.server_lines[0].database
+    line.refuse()
+    with rig.changed(rig.server, FAULTS_PLANT=f"skew={seconds}"):
+        load = trial.load()
+        eventually(
+            lambda: (
+                {entry.writer for entry in trial.history().facts("unknown").entries}
+                >= set(load.plan.writers)
+            )
+        )
+        line.accept()
+        eventually(lambda: len(trial.history().facts("ok")) > 50, timeout=30)
+        trial.verdict()
+    off = query(
+        rig.url,
+        "SELECT max(abs(extract(epoch FROM e.received_at - l.at)))::float,"
+        " max(abs(extract(epoch FROM e.received_at) * 1000 -"
+        " ('x' || left(replace(e.id::text, '-', ''), 12))::bit(48)::bigint))::float"
+        " FROM events e JOIN fault_ledger l ON l.event_id = e.id"
+        " JOIN users u ON u.id = e.user_id WHERE u.subject = %s",
+        trial.subject,
+    )[0]
+
+    case.note(f"{seconds:+} s: received_at within {off[0]:.0f} s, ids within {off[1]:.0f} ms")
+    assert off[0] < 60
+    assert off[1] <= 1_000
 
 
 @pytest.mark.row(37, "few descriptors, little memory")

@@ -101,7 +101,23 @@ STRUCTS: dict[str, Callable[[], EventInput]] = {
         lambda value: value.struct_value.SetInParent(),  # type: ignore[attr-defined]  # mypy: a lambda's argument
     ),
     "page of controls": lambda: with_text("\x01" * 170_000, "page"),
+    "page of controls among letters": lambda: with_text("\x01abcd" * 100_000, "page"),
+    "page of more controls among letters": lambda: with_text("\x01abc" * 100_000, "page"),
+    "numbers of many digits": lambda: struct_of(
+        80_000, lambda value: setattr(value, "number_value", 0.12345678901234567)
+    ),
+    "page of quotes": lambda: with_text('"' * 500_000, "page"),
+    "few controls": lambda: with_text("\x01" * 500),
+    "page of few controls": lambda: with_text("\x01" * 160, "page"),
+    "attributes of controls": lambda: with_attributes("\x01" * 1_024),
+    "attributes of few controls": lambda: with_attributes("\x01" * 3),
+    "attributes of controls among letters": lambda: with_attributes("\x01abcd" * 200),
+    "attributes of quotes": lambda: with_attributes('"' * 1_024),
 }
+
+
+def with_attributes(value: str) -> EventInput:
+    return event(attributes={f"key{number}": value for number in range(64)})
 
 
 def with_text(value: str, key: str = "a") -> EventInput:
@@ -134,13 +150,13 @@ def check(service: Service, wanted: EventInput) -> None:
 
 def measure(service: Service, alice: Caller, receipt: event_pb2.EventReceipt) -> dict[str, int]:
     """Return the bytes of an event's content in the row and in each form of answer."""
-    costs = {}
+    costs: dict[str, int] = {}
     for form in FORMATS:
         request = pb.GetEventRequest(event_id=receipt.event_id, payload_format=form)
         answer = alice.wire("GetEvent", request.SerializeToString())
         costs[f"answer in format {form}"] = len(answer)
     with closing_engine(service.database_url) as engine, engine.connect() as connection:
-        columns = (events.c.payload, events.c.properties)
+        columns = (events.c.payload, events.c.properties, events.c.attributes)
         is_postgresql = engine.dialect.name == "postgresql"
         sizes: list[FunctionElement[int]] = (
             [func.pg_column_size(column) for column in columns]

@@ -4,16 +4,20 @@ import base64
 import json
 import os
 import time
+from datetime import UTC, timedelta
 from itertools import islice
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import update
 
+from eventstore.schema import events
+from eventstore.values import MOST_AHEAD_MS
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import GetEventCountsRequest
 from ingest_service.decode import MAX_EVENT_BYTES
 from tests.kit.caller import Caller, at, event, refused
-from tests.kit.server import Service
+from tests.kit.server import Service, closing_engine
 
 NONE = event_pb2.PAYLOAD_FORMAT_NONE
 
@@ -119,6 +123,24 @@ def test_time_bounds_include_their_start_and_exclude_their_end(alice: Caller) ->
     assert "first" not in types(alice, received_after=just_after(first))
     assert types(alice, received_after=first, received_before=later)[-1] == "first"
     assert alice.counts(received_before=just_after(first)) == {"PENDING": 1}
+
+
+def test_an_event_whose_id_is_ahead_of_its_receipt_is_in_the_window_of_its_receipt(
+    service: Service, alice: Caller
+) -> None:
+    """Ids keep their order when the database's clock is corrected by up to a second."""
+    receipt = alice.submit(event())
+    received_at = receipt.received_at.ToDatetime(UTC) - timedelta(milliseconds=MOST_AHEAD_MS)
+    with closing_engine(service.database_url) as engine, engine.begin() as connection:
+        row = events.c.id == receipt.event_id
+        connection.execute(update(events).where(row).values(received_at=received_at))
+    window = {
+        "received_after": at(received_at.timestamp() - 0.001),
+        "received_before": at(received_at.timestamp() + 0.001),
+    }
+
+    assert len(types(alice, **window)) == 1
+    assert alice.counts(**window) == {"PENDING": 1}
 
 
 @pytest.mark.parametrize("edge", [-62_135_596_800, 0, 253_402_300_799])

@@ -178,6 +178,56 @@ def test_with_a_client_authority_a_certificate_is_needed_besides_the_token(
     assert not served(server, grpc.ssl_channel_credentials(authority.pem, key, certificate))
 
 
+def test_a_new_client_authority_is_taken_over_and_a_spoilt_one_is_not(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    """Of one without a certificate gRPC would let nobody in, and say nothing."""
+    old, new = Authority("clients"), Authority("new clients")
+    ca_file = tmp_path / "clients.pem"
+    ca_file.write_bytes(old.pem)
+    server = start_service(tls_env | {"INGEST_TLS_CLIENT_CA_FILE": str(ca_file)})
+
+    def credentials(issuer: Authority) -> grpc.ChannelCredentials:
+        certificate, key = issuer.issue("client")
+        return grpc.ssl_channel_credentials(authority.pem, key, certificate)
+
+    def replace(content: bytes) -> None:
+        ca_file.with_suffix(".new").write_bytes(content)
+        ca_file.with_suffix(".new").replace(ca_file)
+
+    for spoilt in (b"", b"\n", b"no certificate", old.pem[:-40]):
+        replace(spoilt)
+        assert served(server, credentials(old)), spoilt
+    ca_file.unlink()
+    assert served(server, credentials(old))
+    told = [line for line in server.process.stderr().splitlines() if "tls_files_unread" in line]
+    assert "INGEST_TLS_CLIENT_CA_FILE must hold PEM certificates" in told[0]
+    assert len(told) == 2
+
+    replace(new.pem)
+    assert served(server, credentials(new))
+    assert not served(server, credentials(old))
+    replace(old.pem + new.pem)
+    assert served(server, credentials(old))
+    assert served(server, credentials(new))
+
+
+def test_files_of_the_same_time_are_taken_over(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    """Where packages are built repeatably, every file is of the same second."""
+    server = start_service(tls_env)
+    before = serial_of(server, authority)
+    for name, content in zip(("cert.pem", "key.pem"), authority.issue("renewed"), strict=True):
+        new = tmp_path / f"{name}.new"
+        new.write_bytes(content)
+        same = (tmp_path / name).stat().st_mtime_ns
+        os.utime(new, ns=(same, same))
+        new.replace(tmp_path / name)
+
+    eventually(lambda: serial_of(server, authority) != before)
+
+
 def test_the_client_speaks_tls_and_mtls(
     tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
 ) -> None:
@@ -236,6 +286,7 @@ def test_a_broken_replacement_leaves_the_old_certificate_in_use(
 
     for _ in range(3):
         assert served(server, grpc.ssl_channel_credentials(authority.pem))
+    assert server.process.stderr().count("INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE must") == 1
 
 
 def test_a_fifo_in_place_of_the_certificate_holds_up_no_handshake_and_no_end(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from eventstore.clock import DatabaseClock
+from eventstore.errors import TransientStorageError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -32,6 +33,11 @@ class _Database:
 def _error(database: _Database, measured: DatabaseClock) -> float:
     true = _EPOCH + timedelta(seconds=database.machine + database.ahead)
     return abs((measured.now() - true).total_seconds())
+
+
+def test_before_the_database_was_asked_no_time_is_told() -> None:
+    with pytest.raises(TransientStorageError):
+        DatabaseClock().now()
 
 
 def test_a_slow_round_trip_does_not_replace_a_quick_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,15 @@
 """Event ids: UUID version 7 as RFC 9562 has it, unique, in order."""
 
+import sys
+import threading
 import time
 from itertools import pairwise
+from queue import SimpleQueue
 from uuid import RFC_4122, UUID
 
 import pytest
 
+from eventstore.values import MOST_AHEAD_MS
 from ingest_service.ids import EventIds
 
 NOW = 1_769_860_800_123
@@ -49,12 +53,49 @@ def test_the_ids_of_many_calls_in_one_millisecond_are_in_order() -> None:
     assert all(one < other for one, other in pairwise(made))
 
 
-def test_a_clock_that_goes_back_does_not_break_the_order() -> None:
+@pytest.mark.parametrize("back", [1, 500, MOST_AHEAD_MS])
+def test_a_clock_that_is_corrected_does_not_break_the_order(back: int) -> None:
     ids = EventIds()
-    before, after = next_of(ids, NOW), next_of(ids, NOW - 5_000)
+    before, after = next_of(ids, NOW), next_of(ids, NOW - back)
 
     assert before < after
     assert UUID(after).int >> 80 == NOW
+
+
+@pytest.mark.parametrize("back", [MOST_AHEAD_MS + 1, 600_000])
+def test_a_clock_that_is_set_back_is_followed(back: int) -> None:
+    """Or the ids would say another time than received_at, and choose another partition."""
+    ids = EventIds()
+    next_of(ids, NOW)
+    after = [UUID(next_of(ids, NOW - back)) for _ in range(2)]
+
+    assert {uuid.int >> 80 for uuid in after} == {NOW - back}
+    assert after[0] < after[1]
+
+
+def test_threads_never_make_the_same_number() -> None:
+    """Before the random bits: each of the ids has a millisecond and counter of its own."""
+    ids, made = EventIds(), SimpleQueue[str]()
+
+    def take() -> None:
+        for _ in range(200):
+            for one in ids.take(NOW, 100):
+                made.put(one)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=take) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    taken = [UUID(made.get()) for _ in range(80_000)]
+
+    assert len({uuid.int >> 64 for uuid in taken}) == 80_000
+    assert {uuid.version for uuid in taken} == {7}
 
 
 def test_a_new_millisecond_is_taken_over_at_once() -> None:

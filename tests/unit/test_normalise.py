@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eventstore.values import EventKey, EventStatus, PendingEvent
+from ingest_service.decode import COPIED
 from worker import pipeline
 from worker.pipeline import Enricher, installed_enrichers, process
 
@@ -183,6 +184,13 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner),
     max_leaves=6,
 )
+
+
+def test_the_edge_knows_which_texts_are_kept_once_more() -> None:
+    """It refuses what would grow too much by that; a server does not know the worker."""
+    texts = {name for name, convert in pipeline.CONVERSIONS.items() if convert is pipeline.to_text}
+
+    assert texts == set(COPIED)
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(pipeline.CONVERSIONS, json_values)))
