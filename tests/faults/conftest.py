@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -54,7 +55,7 @@ class Case:
         """Add a figure to the report."""
         self._line.notes.append(text)
 
-    def cannot(self, reason: str) -> None:
+    def cannot(self, reason: str) -> NoReturn:
         """Say in the report why this row cannot run here, and skip it."""
         self.note(reason)
         pytest.skip(reason)

@@ -17,11 +17,13 @@ from ingest.v1.ingest_service_pb2 import (
 )
 from ingest.v1.ingest_service_pb2_grpc import IngestServiceStub
 from tests.faults.conftest import Case
+from tests.faults.links import link_to
 from tests.faults.load import CHANNEL, describe, make_event
 from tests.faults.rig import Rig
 from tests.faults.trial import Trial, resident
 from tests.faults.verdict import BROKER_LINES
 from tests.kit.proxy import Point
+from tests.kit.waiting import eventually
 
 #: Streams of a thread, or calls, that are under way together before they are dropped.
 _WAVE = 10
@@ -43,8 +45,10 @@ def test_clients_that_die(trial: Trial, case: Case) -> None:
         load = trial.load(**plan)
         time.sleep(case.random.uniform(0.8, 1.6))
         load.kill()
-        trial.load(**plan, again=True)
+        again = trial.load(**plan, again=True)
         time.sleep(2)
+        # Or fifty of them would take the processor from everybody else.
+        again.stop()
     stub = trial.stub()
     for turn in range(case.count(20, 200)):
         events = [make_event(f"{trial.subject}-cut{turn}-{number}") for number in range(20)]
@@ -69,7 +73,27 @@ def test_clients_that_die(trial: Trial, case: Case) -> None:
                 "trial", "new", event.idempotency_key, "ok", event_id=receipt.event_id
             )
     trial.verdict()
-    case.note("no interface is taken down, which needs a network namespace: clients die and cancel")
+
+
+@pytest.mark.beside_others
+@pytest.mark.row(27, "the way to the clients goes down")
+@pytest.mark.timeout(900)
+def test_clients_that_cannot_be_reached(trial: Trial, rig: Rig, case: Case) -> None:
+    """Wherever in a stream it happens; the server learns nothing of it, and the clients repeat."""
+    with link_to(case, rig.ports[0]) as link:
+        load = trial.load(target=link.target)
+        for _ in range(case.count(2, 20)):
+            time.sleep(case.random.uniform(0.8, 1.6))
+            link.down()
+            # Longer than a client waits: TCP makes a short loss good.
+            time.sleep(load.plan.attempt_timeout + case.random.uniform(1, 2))
+            link.up()
+            found = time.monotonic()
+            eventually(lambda: trial.history().facts("ok", after=found), timeout=30)  # noqa: B023  # asked at once
+        trial.verdict()
+    unknown = len(trial.history().facts("unknown"))
+    case.note(f"{unknown} calls with an unknown end")
+    assert unknown
 
 
 @pytest.mark.row(28, "cancelled streams and dropped calls")

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -16,6 +16,7 @@ from ingest.v1.ingest_service_pb2 import (
     BatchSubmitEventsRequest,
     StreamEventsRequest,
 )
+from tests.faults.cgroups import Cgroup, cgroup
 from tests.faults.conftest import Case
 from tests.faults.ledger import execute, query
 from tests.faults.load import describe, make_event
@@ -149,7 +150,7 @@ def test_wrong_clocks(trial: Trial, rig: Rig, case: Case, seconds: int) -> None:
         rig.server_lines[0].broker.refuse()  # recovery only: that is where leases are
         slow = [trial.submit({"fault": "sleep", "seconds": 0.3}) for _ in range(5)]
         trial.load()
-        time.sleep(case.count(4, 60))
+        time.sleep(case.count(2, 60))
         rig.server_lines[0].broker.accept()
         trial.verdict()
     off = query(
@@ -252,7 +253,7 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
             r"OSError",
             r"MemoryError",
             r"EMFILE",
-            r"process_ended.*no thread can be started",
+            r"no thread can be started.*process_ended",
         ],
     )
 
@@ -262,9 +263,73 @@ def test_tight_limits(trial: Trial, rig: Rig, case: Case) -> None:
     )
     assert used == _DESCRIPTORS
     assert refused
-    if os.geteuid() == 0:
-        case.note("a limit of threads or of a cgroup's memory is not set: root is exempt from one,"
-                  " and a plain box gives no cgroup of its own")  # fmt: skip
+
+
+@pytest.mark.beside_others
+@pytest.mark.row(37, "256 MB for each, by a cgroup")
+@pytest.mark.timeout(300)
+def test_little_memory(trial: Trial, rig: Rig, case: Case) -> None:
+    """The kernel ends a worker that takes more; its neighbours and the other events go on."""
+    with _confined(rig, case, "memory") as groups:
+        restarts = _restarts(rig)
+        for group in groups:
+            group.limit(256 << 20)
+        load = trial.load()
+        greedy = trial.submit({"fault": "grow"})
+        eventually(lambda: _status_and_attempts(rig, [greedy])[0][0] == 4, timeout=120)
+        time.sleep(case.count(2, 30))
+        load.stop()
+        trial.verdict(may_fail=[trial.keys[greedy]], may_crash=rig.workers, allowed=CHILD_LINES)
+        more = [now - before for now, before in zip(_restarts(rig), restarts, strict=True)]
+    case.note(f"server and workers were started again {more} times")
+    assert more[0] == 0
+    assert sum(more) >= 2
+
+
+@pytest.mark.beside_others
+@pytest.mark.row(37, "not one thread more, by a cgroup")
+@pytest.mark.timeout(300)
+def test_few_threads(trial: Trial, rig: Rig, case: Case) -> None:
+    """A server that serves needs none; a worker that does ends, until it may have them."""
+    with _confined(rig, case, "pids") as groups:
+        restarts = _restarts(rig)
+        load = trial.load()
+        time.sleep(1)
+        for group in groups:
+            group.limit(group.tasks)
+        # More at a time than before: each takes a thread of its own.
+        slow = [trial.submit({"fault": "sleep", "seconds": 0.3}) for _ in range(12)]
+        eventually(lambda: sum(_restarts(rig)) > sum(restarts), timeout=60)
+        time.sleep(case.count(2, 30))
+        for group in groups[1:]:
+            group.limit(10_000)
+        load.stop()
+        trial.verdict(
+            # What was in the hands of a worker that ended had its attempts.
+            may_fail=[trial.keys[event_id] for event_id in slow],
+            may_crash=rig.workers,
+            allowed=[*CHILD_LINES, r"no thread can be started.*process_ended"],
+        )
+        more = [now - before for now, before in zip(_restarts(rig), restarts, strict=True)]
+    case.note(f"server and workers were started again {more} times")
+    assert more[0] == 0
+
+
+def _restarts(rig: Rig) -> list[int]:
+    return [len(member.restarts) for member in rig.used]
+
+
+@contextmanager
+def _confined(rig: Rig, case: Case, controller: str) -> Iterator[list[Cgroup]]:
+    """Run the server and each worker in a cgroup of its own, from their start on."""
+    with ExitStack() as stack:
+        groups = []
+        for member in rig.used:
+            group = stack.enter_context(cgroup(case, controller))
+            plant = {"FAULTS_PLANT": f"cgroup={group.folder}", "INGEST_MAX_ATTEMPTS": "2"}
+            stack.enter_context(rig.changed(member, **plant))
+            groups.append(group)
+        yield groups
 
 
 @pytest.mark.beside_others

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import grpc
@@ -13,6 +14,7 @@ from ingest.v1.ingest_service_pb2 import (
 )
 from tests.faults.conftest import Case
 from tests.faults.flood import quantile
+from tests.faults.links import link_to
 from tests.faults.load import BROKEN, make_event
 from tests.faults.probe import Probe
 from tests.faults.rig import Rig
@@ -105,11 +107,27 @@ def test_a_lost_reply_to_commit(trial: Trial, rig: Rig, case: Case) -> None:
 @pytest.mark.timeout(300)
 def test_a_half_open_database(trial: Trial, rig: Rig, case: Case) -> None:
     """Every caller is freed in time, also one without a deadline, and health answers throughout."""
+    line = rig.server_lines[0].database
+    _half_open(trial, rig, case, line.stall, line.resume)
+
+
+@pytest.mark.row(19, "the way to PostgreSQL goes down")
+@pytest.mark.timeout(300)
+def test_a_lost_way_to_the_database(trial: Trial, rig: Rig, case: Case) -> None:
+    """As half-open, and nobody answers whoever connects anew."""
+    with link_to(case, rig.postgres.port) as link:
+        url = f"postgresql://ingest@{link.target}/ingest"
+        with rig.changed(rig.server, INGEST_DATABASE_URL=url):
+            _half_open(trial, rig, case, link.down, link.up)
+
+
+def _half_open(
+    trial: Trial, rig: Rig, case: Case, lose: Callable[[], None], find: Callable[[], None]
+) -> None:
     load = trial.load(attempt_timeout=12.0)
     with Probe(rig.target()) as probe:
         time.sleep(1.5)
-        line = rig.server_lines[0].database
-        line.stall()
+        lose()
         stalled = time.monotonic()
         freed: dict[str, float] = {}
         callers = [
@@ -118,9 +136,9 @@ def test_a_half_open_database(trial: Trial, rig: Rig, case: Case) -> None:
         ]
         for caller in callers:
             caller.start()
-        time.sleep(case.count(10, 30))
+        time.sleep(case.count(8, 30))
         ended = time.monotonic()
-        line.resume()
+        find()
         for caller in callers:
             caller.join(20)
         time.sleep(2)
@@ -135,7 +153,6 @@ def test_a_half_open_database(trial: Trial, rig: Rig, case: Case) -> None:
         if entry.writer.startswith("unary")
     ]
     case.note(f"freed after {freed}; writers {max(unary):.0f} ms; health {told}, {slow:.0f} ms")
-    case.note("no interface is taken down, which needs a network namespace: the stall stands in")
     assert slow <= 100
     assert freed.keys() == {"submit", "get"}
     assert all(seconds <= 8 for seconds in freed.values())
@@ -166,7 +183,6 @@ def test_a_slow_database(trial: Trial, rig: Rig, case: Case) -> None:
     p99 = trial.unary_ms(slow + 3, ended)
     accepted = history.facts("ok", op="new", after=slow + 3, before=ended)
     case.note(f"{len(accepted)} accepted, p99 {p99:.0f} ms; memory {more / 1e6:+.0f} MB")
-    case.note("no bandwidth is taken away (tbf), which needs a network namespace: only time is")
     assert len(accepted) >= 4 * (ended - slow - 3)
     assert p99 <= 3_000
     assert more <= 20e6

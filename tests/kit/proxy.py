@@ -106,8 +106,10 @@ class _Connection:
 class Proxy:
     """Forwards one loopback port to another; every switch may be turned from any thread."""
 
-    def __init__(self, target_port: int, *, seed: int = 0) -> None:
-        """Start at once, on a port of its own."""
+    def __init__(
+        self, target_port: int, *, seed: int = 0, listener: socket.socket | None = None
+    ) -> None:
+        """Start at once, on a port of its own, or with a listener that is somewhere else."""
         self.target_port = target_port
         #: Seconds that each piece is late, in each direction.
         self.latency = 0.0
@@ -116,8 +118,8 @@ class Proxy:
         #: Share of replies that vanish while the connection stays.
         self.lost_replies = 0.0
         self._random = random.Random(seed)  # noqa: S311  # repeatable, no secret
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.port: int = self._listener.getsockname()[1]
+        listener = listener or socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -127,7 +129,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._thread = threading.Thread(target=self._run, name=f"proxy-{self.port}", daemon=True)
         self._thread.start()
-        self._wait(self._listen(self._listener))
+        self._wait(self._listen(listener))
 
     def stall(self) -> None:
         """Take connections and bytes and pass nothing on: a half-open line, no FIN, no RST."""

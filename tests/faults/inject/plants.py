@@ -2,7 +2,7 @@
 
 A plant takes the text after its `=` and returns (module, patch) pairs; a patch runs right after
 the module was imported, and `package.*` is every module of a package. The bugs are what the suite
-must catch; `note_handlers`, `skew` and `key_seconds` are tools.
+must catch; `note_handlers`, `skew`, `key_seconds` and `cgroup` are tools.
 """
 
 import os
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -315,6 +316,13 @@ def key_seconds(text: str) -> Patches:
     return [("ingest_service.jwks", hurry_keys(float(text)))]
 
 
+def cgroup(text: str) -> Patches:
+    """Puts the process, and what it starts, into cgroups; no bug."""
+    for folder in text.split(":"):
+        Path(folder, "cgroup.procs").write_text("0")
+    return []
+
+
 PLANTS: dict[str, Callable[[str], Patches]] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
@@ -335,5 +343,6 @@ PLANTS: dict[str, Callable[[str], Patches]] = {
         note_handlers,
         skew,
         key_seconds,
+        cgroup,
     )
 }
