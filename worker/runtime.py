@@ -34,6 +34,8 @@ _GARBAGE = 20_000
 _MOST_KEYS = 10_000
 #: Largest number of attempts that the column holds.
 _MOST_ATTEMPTS = (1 << 31) - 1
+#: Seconds in which a process without a master begins to end: as a rule it takes one at most.
+_ORPHAN_SECONDS = 3.0
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: Of UUIDs with commas between them: one look at all takes a fifth of the time of one at each.
 _UUIDS = re.compile(f"{_UUID}(?:,{_UUID})*+")
@@ -55,6 +57,7 @@ class Runtime(Middleware):
         self.dispatcher = Dispatcher(broker, chunk_rows=settings.chunk_rows)
         self.housekeeper = Housekeeper(settings, engine)
         self.sweeper = Sweeper(settings, engine, self.dispatcher, self._processor, self.housekeeper)
+        self._is_ending = threading.Event()
 
     def install(self) -> None:
         """Declare the actors on the broker, and have it start and stop the sweeper."""
@@ -84,6 +87,7 @@ class Runtime(Middleware):
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Stop sweeping before the actors stop."""
+        self._is_ending.set()
         self.sweeper.stop()
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
@@ -118,6 +122,10 @@ class Runtime(Middleware):
             threading.Event().wait(1)
         log.warning("orphaned")
         os.kill(os.getpid(), signal.SIGTERM)
+        if not self._is_ending.wait(_ORPHAN_SECONDS):
+            # Dramatiq tells its master when it has started, and waits until that has heard it, which
+            # one that was killed while it listened never does (multiprocessing.Condition).
+            os._exit(1)
 
 
 def _end_once() -> None:

@@ -1,6 +1,7 @@
 """The command `ingest-service`: what it prints, and how it ends."""
 
 import subprocess
+import time
 from pathlib import Path
 
 import jwt
@@ -191,14 +192,18 @@ def test_wrong_usage_of_several_processes_is_exit_code_2(processes: Processes) -
     assert process.wait() == 2
 
 
-@pytest.mark.parametrize("command", ["serve", "worker"])
+@pytest.mark.parametrize("command, delay", [("serve", 0.0), ("worker", 0.0), ("worker", 0.2)])
 def test_processes_whose_parent_is_killed_while_they_start_end_too(
-    store_url: str, redis_url: str, processes: Processes, command: str
+    store_url: str, redis_url: str, processes: Processes, command: str, delay: float
 ) -> None:
-    """At once: when they look for their parent first, it is gone already."""
+    """At once: when they look for their parent first, it is gone already.
+
+    A moment later Dramatiq's master waits until the others tell that they have started.
+    """
     env = settings_for(store_url, redis_url, PROCESSES="2", WORKER_PROCESSES="2")
     process = processes.start(BIN / "ingest-service", command, env=env)
     children = eventually(lambda: descendants(process.pid), interval=0.001)
+    time.sleep(delay)  # nothing tells from outside that it waits
     process.kill()
     process.wait()
 
