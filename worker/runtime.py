@@ -123,8 +123,8 @@ class Runtime(Middleware):
         log.warning("orphaned")
         os.kill(os.getpid(), signal.SIGTERM)
         if not self._is_ending.wait(_ORPHAN_SECONDS):
-            # Dramatiq tells its master when it has started, and waits until that has heard it, which
-            # one that was killed while it listened never does (multiprocessing.Condition).
+            # Dramatiq tells its master when it has started, and waits until it has heard that: one
+            # that was killed while it listened never does (multiprocessing.Condition).
             os._exit(1)
 
 
