@@ -19,8 +19,6 @@ class EventStatus(IntEnum):
 #: In place of a lease's token: the sweeper has taken the row and sent a message for it, and the
 #: first recovery that comes may take it. What waits for a back-off to pass has no token at all.
 OFFERED = "00000000-0000-0000-0000-000000000000"
-
-
 #: Milliseconds by which the time in an event's id may be ahead of its time of receipt: ids keep
 #: their order when the clock is corrected by a little.
 MOST_AHEAD_MS = 1_000

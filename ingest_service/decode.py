@@ -225,7 +225,8 @@ def _grows(value: dict[str, Any], written: bytes, struct: Struct) -> bool:
     """Whether a Struct is much larger where it is told as JSON, because of what JSON escapes.
 
     An answer holds it as payload and as `original`, and the well-known texts of it once more.
-    Numbers grow as well, by less: of them nothing is refused.
+    Numbers grow as well, by less: of them nothing is refused, so a third of its size must be what
+    escapes add.
     """
     size = struct.ByteSize()
     escapes = 5 * written.count(b"\\u00") + written.count(b"\\")

@@ -33,7 +33,7 @@ from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
 from ingest_service.pagetokens import make_page_token, read_page_token
 from ingest_service.parse import parse_batch, parse_one
-from ingest_service.principal import Principal, current_principal
+from ingest_service.principal import current_principal
 from ingest_service.reader import Reader
 from ingest_service.streaming import StreamIntake
 
@@ -90,7 +90,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         self, request_iterator: AsyncIterator[pb.StreamEventsRequest], context: Context
     ) -> pb.StreamEventsResponse:
         """Store the events of a stream as they come."""
-        principal = _caller()
+        principal = current_principal.get()
         ends_at = time.monotonic() + self._settings.stream_max_seconds
         stream = StreamIntake(
             self._intake,
@@ -243,7 +243,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
 
     def _reading_user(self) -> str:
         """Return the caller's id; raises RateLimited when it reads too much."""
-        user_id = _caller().user.id
+        user_id = current_principal.get().user.id
         self._limits.read(user_id)
         return user_id
 
@@ -255,7 +255,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         What would be refused however good it is, is refused first. What waits for the thread are
         bytes: a parsed message may take a hundred times as much.
         """
-        user = _caller().user
+        user = current_principal.get().user
         self._limits.admit(user.id)
         self._intake.admit(user.id, len(wire))
         count = 1
@@ -286,10 +286,6 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         return encode_receipts(
             (index, event, verdicts.get(index)) for index, event in enumerate(submission.events)
         )
-
-
-def _caller() -> Principal:
-    return current_principal.get()
 
 
 def _raise_refusals(verdicts: Verdicts, field: str) -> None:
