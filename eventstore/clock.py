@@ -92,7 +92,8 @@ class DatabaseClock:
         error = self.round_trip / 2
         if error > self._error + (after - self._measured_at) * _DRIFT:
             return
-        self._error, self._measured_at = error, after
         self._offset = (told - datetime.fromtimestamp(0, UTC)) / timedelta(seconds=1) - (
             before + after
         ) / 2
+        # Last, for other threads ask for the time as soon as there is one.
+        self._error, self._measured_at = error, after

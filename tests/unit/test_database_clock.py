@@ -1,6 +1,9 @@
 """The database's time as a process remembers it."""
 
+import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -38,6 +41,33 @@ def _error(database: _Database, measured: DatabaseClock) -> float:
 def test_before_the_database_was_asked_no_time_is_told() -> None:
     with pytest.raises(TransientStorageError):
         DatabaseClock().now()
+
+
+def test_who_asks_while_the_first_answer_is_taken_in_is_told_no_other_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another thread may do so between any two lines."""
+    database, measured = _Database(monkeypatch), DatabaseClock()
+    database.there = database.back = 0.001
+    errors: list[float] = []
+
+    def ask(_frame: FrameType, _event: str, _arg: object) -> Any:
+        with suppress(TransientStorageError):
+            errors.append(_error(database, measured))
+        return ask
+
+    def trace(frame: FrameType, _event: str, _arg: object) -> Any:
+        return ask if frame.f_code is DatabaseClock.synchronise.__code__ else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        measured.synchronise(database)  # type: ignore[arg-type]
+    finally:
+        sys.settrace(before)
+
+    assert errors
+    assert max(errors) < 0.002
 
 
 def test_a_slow_round_trip_does_not_replace_a_quick_one(monkeypatch: pytest.MonkeyPatch) -> None:
