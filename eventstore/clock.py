@@ -2,8 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
-from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, FunctionElement, select
 from sqlalchemy.ext.compiler import compiles
@@ -42,6 +41,15 @@ def _in_seconds_sqlite(element: in_seconds, compiler: Any, **options: Any) -> st
     return f"({SQLITE_NOW} + CAST({seconds} * 1000000 AS INTEGER))"
 
 
+class _Measurement(NamedTuple):
+    """How far the database's time is from the monotonic clock, by how much that may be wrong."""
+
+    offset: float
+    error: float
+    #: When it was measured, by the monotonic clock.
+    at: float
+
+
 class DatabaseClock:
     """Tells the database's time without asking it each time.
 
@@ -52,10 +60,9 @@ class DatabaseClock:
 
     def __init__(self) -> None:
         """Know no time until the first synchronisation: the wall clock may be wrong."""
-        self._offset = 0.0
+        #: Replaced as a whole: other threads ask for the time meanwhile.
+        self._known: _Measurement | None = None
         self._synchronised_at = float("-inf")
-        self._measured_at = 0.0
-        self._error = float("inf")
         #: Seconds that the database took to tell the time when it was last asked.
         self.round_trip = 0.0
 
@@ -64,14 +71,14 @@ class DatabaseClock:
 
         Raises TransientStorageError as long as the database has not told it once.
         """
-        if not self.synchronised:
+        if self._known is None:
             raise TransientStorageError("the database has not told the time yet")
-        return datetime.fromtimestamp(time.monotonic() + self._offset, UTC)
+        return datetime.fromtimestamp(time.monotonic() + self._known.offset, UTC)
 
     @property
     def synchronised(self) -> bool:
         """Whether the database was ever asked."""
-        return isfinite(self._error)
+        return self._known is not None
 
     @property
     def stale(self) -> bool:
@@ -90,10 +97,12 @@ class DatabaseClock:
         self._synchronised_at = after
         self.round_trip = after - before
         error = self.round_trip / 2
-        if error > self._error + (after - self._measured_at) * _DRIFT:
-            return
-        self._offset = (told - datetime.fromtimestamp(0, UTC)) / timedelta(seconds=1) - (
+        offset = (told - datetime.fromtimestamp(0, UTC)) / timedelta(seconds=1) - (
             before + after
         ) / 2
-        # Last, for other threads ask for the time as soon as there is one.
-        self._error, self._measured_at = error, after
+        if known := self._known:
+            known_error = known.error + (after - known.at) * _DRIFT
+            # Further away than both errors allow is another time: somebody has set the clock.
+            if error > known_error and abs(offset - known.offset) <= error + known_error:
+                return
+        self._known = _Measurement(offset, error, after)

@@ -37,7 +37,7 @@ _MAX_GROWTH = 4
 _FIXED_BYTES = 1_000
 #: What properties hold once more, as text (worker/pipeline.py).
 COPIED = ("page", "referrer")
-_TOO_MANY_ESCAPES = "must not hold so many control characters or quotation marks"
+_TOO_MANY_ESCAPES = "must not hold so many characters that JSON escapes"
 #: How far a producer's clock may be ahead.
 MAX_AHEAD = timedelta(hours=1)
 
@@ -217,7 +217,7 @@ def _decode_payload(event: EventInput, violations: list[Violation]) -> tuple[Any
         and b"\\" in written
         and _grows(value, written, event.payload)
     ):
-        violations.append(Violation(form, _TOO_MANY_ESCAPES))
+        violations.append(Violation(form, f"{_TOO_MANY_ESCAPES}, unless as payload_json"))
     return value, written.decode()
 
 
@@ -225,13 +225,13 @@ def _grows(value: dict[str, Any], written: bytes, struct: Struct) -> bool:
     """Whether a Struct is much larger where it is told as JSON, because of what JSON escapes.
 
     An answer holds it as payload and as `original`, and the well-known texts of it once more.
-    Numbers grow as well, by less: of them nothing is refused, so a third of its size must be what
+    Numbers grow as well, by less: of them nothing is refused, so an eighth of its size must be what
     escapes add.
     """
     size = struct.ByteSize()
     escapes = 5 * written.count(b"\\u00") + written.count(b"\\")
     told = 2 * len(written) + sum(len(orjson.dumps(value.get(name))) for name in COPIED)
-    return 3 * escapes > size and told > _MAX_GROWTH * size + _FIXED_BYTES
+    return 8 * escapes > size and told > _MAX_GROWTH * size + _FIXED_BYTES
 
 
 class _TooMany(Exception):

@@ -23,6 +23,10 @@ _EXACT_DOUBLES = 1 << 53
 _STRUCT_VALUE = 24
 #: Bytes that a Struct takes at most for each byte of JSON: a list of single digits.
 _STRUCT_GROWTH = 6
+#: How many times the text of its payload an event's content may take as Structs, beside what is
+#: small anyway.
+_MOST_GROWTH = 4
+_SMALL = 64 << 10
 #: Bytes of an event beside attributes and content, roughly.
 _FIXED = 600
 #: Bytes of events with Structs in one answer, beyond which their content is JSON: with what is
@@ -75,10 +79,23 @@ def encode_events(page: Sequence[StoredEvent], payload_format: int) -> Sequence[
     encoded = [_encode_event(stored, payload_format) for stored in page]
     if payload_format == event_pb2.PAYLOAD_FORMAT_JSON:
         return encoded
+    for at, (stored, event) in enumerate(zip(page, encoded, strict=True)):
+        if _grows(stored, event):
+            encoded[at] = _encode_event(stored, event_pb2.PAYLOAD_FORMAT_JSON)
     most = sum(most_bytes(stored, payload_format) for stored in page)
     if most > _MOST_WITH_STRUCTS < sum(event.ByteSize() for event in encoded):
         return [_encode_event(stored, event_pb2.PAYLOAD_FORMAT_JSON) for stored in page]
     return encoded
+
+
+def _grows(stored: StoredEvent, event: event_pb2.Event) -> bool:
+    """Whether content is much larger as Structs than the text of the payload."""
+    content = event.payload.ByteSize() + event.properties.ByteSize()
+    if content <= _SMALL:
+        return False
+    # Without the blanks that PostgreSQL puts between values.
+    text = orjson.dumps(orjson.loads(stored.payload or "null"))
+    return content > _MOST_GROWTH * len(text) + _SMALL
 
 
 def _encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:

@@ -30,6 +30,8 @@ class Offload:
         half of the time, whatever work there is.
         """
         self._rests = rests
+        #: Until when it rests, in seconds of the monotonic clock.
+        self._rested_at = 0.0
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         # All at once, for later there may be no memory for one: each waits for the others to start.
         everybody = threading.Barrier(threads)
@@ -74,13 +76,15 @@ class Offload:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, function: Callable[[], T]) -> T:
+        # Before the next work, not after the last: nobody waits for it where nothing follows.
+        time.sleep(max(0.0, self._rested_at - time.monotonic()))  # it is the rest
         began = time.thread_time()
         try:
             return function()
         finally:
             worked = time.thread_time() - began
             if self._rests and worked > _LONG_WORK:
-                time.sleep(worked)  # it is the rest
+                self._rested_at = time.monotonic() + worked
 
     def _leave(self, user_id: str) -> None:
         self._free += 1

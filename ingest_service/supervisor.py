@@ -68,8 +68,10 @@ def supervise(count: int, command: Sequence[str]) -> int:
             elif child.poll() is not None and not stopping:
                 log.error("server_process_ended", pid=child.pid, code=child.returncode)
                 time.sleep(_RESTART_PAUSE)
-                children[index] = subprocess.Popen(command, env=environment)  # noqa: S603
+                if not stopping:
+                    children[index] = subprocess.Popen(command, env=environment)  # noqa: S603
     for child in children:
         child.terminate()
-    codes = [abs(child.wait()) for child in children]
-    return _USAGE if _USAGE in codes else max(codes)
+    # One that still starts knows no better way to end when it is told to.
+    codes = [abs(child.wait()) for child in children if child.wait() != -signal.SIGTERM]
+    return _USAGE if _USAGE in codes else max(codes, default=0)

@@ -3,8 +3,16 @@
 import ssl
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
 from eventstore.settings import Settings, SettingsError
 from ingest_service.files import read_file
+
+_FILES = "INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE"
+_RSA_BITS = 2_048
+_KEYS = f"not encrypted, of RSA with {_RSA_BITS} bits or more, P-256 or P-384"
 
 
 def check_tls_files(settings: Settings) -> None:
@@ -25,10 +33,9 @@ def check_tls_files(settings: Settings) -> None:
             str(settings.tls_cert_file), str(settings.tls_key_file), password=""
         )
     except ssl.SSLError:
-        raise SettingsError(
-            "INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE must be a PEM certificate and its key,"
-            " not encrypted"
-        ) from None
+        raise SettingsError(f"{_FILES} must be a PEM certificate and its key, {_KEYS}") from None
+    if settings.tls_cert_file is not None and not _is_served(settings.tls_cert_file):
+        raise SettingsError(f"{_FILES} must have a key that gRPC serves: {_KEYS}")
     try:
         if settings.tls_client_ca_file is not None:
             context.load_verify_locations(
@@ -36,3 +43,14 @@ def check_tls_files(settings: Settings) -> None:
             )
     except (ssl.SSLError, ValueError):
         raise SettingsError("INGEST_TLS_CLIENT_CA_FILE must hold PEM certificates") from None
+
+
+def _is_served(cert_file: Path) -> bool:
+    """Whether gRPC's server and clients know this kind of key (grpcio 1.85; OpenSSL knows more)."""
+    try:
+        key = x509.load_pem_x509_certificate(read_file(cert_file).data).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)
+    return isinstance(key, rsa.RSAPublicKey) and key.key_size >= _RSA_BITS

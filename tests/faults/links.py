@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.faults.conftest import Case
@@ -64,11 +64,8 @@ def link_to(case: Case, target_port: int) -> Iterator[Link]:
         _ip("link", "set", name, "up")
         _ip("-n", name, "link", "set", "far", "up")
         link = Link(name, f"{net}.2", target_port)
-        try:
+        with closing(link.proxy):
             yield link
-        finally:
-            link.up()
-            link.proxy.close()
     finally:
         # It takes the interfaces with it.
         _ip("netns", "delete", name)

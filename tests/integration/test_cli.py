@@ -182,6 +182,17 @@ def test_several_processes_share_one_port(
     assert service.process.stderr().count("server_stopped") == 2
 
 
+def test_several_processes_that_are_told_to_end_while_they_start_end_in_good_order(
+    store_url: str, redis_url: str, processes: Processes
+) -> None:
+    env = settings_for(store_url, redis_url, PROCESSES="2")
+    process = processes.start(BIN / "ingest-service", "serve", env=env)
+    eventually(lambda: len(descendants(process.pid)) == 2, interval=0.001)
+    process.terminate()
+
+    assert process.wait() == 0
+
+
 def test_wrong_usage_of_several_processes_is_exit_code_2(processes: Processes) -> None:
     """Whichever of them says so first: the others are ended while they start."""
     more = {"PROCESSES": "3", "JWT_ALGORITHM": "RS256", "JWT_PUBLIC_KEY_FILE": "/nowhere"}

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -48,6 +51,11 @@ def without(name: str) -> Spoil:
     return lambda folder: (folder / name).unlink()
 
 
+def of_a_key(make: Callable[[], CertificateIssuerPrivateKeyTypes]) -> Spoil:
+    """OpenSSL takes most of these, and gRPC's server or clients do not."""
+    return lambda folder: write(folder, *Authority().issue(key=make()))
+
+
 def encrypted(folder: Path) -> None:
     file = folder / "key.pem"
     key = load_pem_private_key(file.read_bytes(), None)
@@ -66,6 +74,10 @@ def encrypted(folder: Path) -> None:
         (without("ca.pem"), "INGEST_TLS_CLIENT_CA_FILE"),
         (lambda folder: write(folder, Authority().issue()[0], b""), "INGEST_TLS_KEY_FILE"),
         (encrypted, "not encrypted"),
+        (of_a_key(lambda: rsa.generate_private_key(65_537, 1_024)), "of RSA with 2048 bits"),  # noqa: S505  # that is the test
+        (of_a_key(lambda: ec.generate_private_key(ec.SECP521R1())), "P-256 or P-384"),
+        (of_a_key(lambda: ec.generate_private_key(ec.SECP256K1())), "P-256 or P-384"),
+        (of_a_key(Ed25519PrivateKey.generate), "P-256 or P-384"),
     ],
     ids=[
         "cert junk",
@@ -76,6 +88,10 @@ def encrypted(folder: Path) -> None:
         "no CA",
         "empty key",
         "encrypted",
+        "RSA-1024",
+        "P-521",
+        "secp256k1",
+        "Ed25519",
     ],
 )
 def test_what_stops_a_server_fails_with_the_same_words(

@@ -11,6 +11,8 @@ from queue import SimpleQueue
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from ingest.channel import TLS
@@ -287,6 +289,29 @@ def test_a_broken_replacement_leaves_the_old_certificate_in_use(
     for _ in range(3):
         assert served(server, grpc.ssl_channel_credentials(authority.pem))
     assert server.process.stderr().count("INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE must") == 1
+
+
+def test_keys_that_grpc_knows_are_taken_over_and_others_are_not(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    server = start_service(tls_env)
+    trusting = grpc.ssl_channel_credentials(authority.pem)
+    shown = b""
+    for known in (
+        rsa.generate_private_key(65_537, 2_048),
+        ec.generate_private_key(ec.SECP384R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    ):
+        certificate, key = authority.issue(key=known)
+        write(tmp_path, certificate, key)
+        shown = ssl.PEM_cert_to_DER_cert(certificate.decode())
+        eventually(lambda: serial_of(server, authority) == shown)  # noqa: B023  # asked at once
+        assert served(server, trusting)
+    write(tmp_path, *authority.issue(key=Ed25519PrivateKey.generate()))
+
+    assert served(server, trusting)
+    assert serial_of(server, authority) == shown
+    assert "must have a key that gRPC serves" in server.process.stderr()
 
 
 def test_a_fifo_in_place_of_the_certificate_holds_up_no_handshake_and_no_end(

@@ -7,6 +7,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificatePublicKeyTypes,
+)
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
@@ -35,10 +39,15 @@ class Authority:
         return certificate.public_bytes(Encoding.PEM)
 
     def issue(
-        self, name: str = "localhost", *, days: int = 1, host: str = ""
+        self,
+        name: str = "localhost",
+        *,
+        days: int = 1,
+        host: str = "",
+        key: CertificateIssuerPrivateKeyTypes | None = None,
     ) -> tuple[bytes, bytes]:
         """Return certificate and key for `host` or the loopback address; negative days: run out."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._sign(subject, key.public_key(), days=days, host=host)
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -47,7 +56,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePublicKey,
+        key: CertificatePublicKeyTypes,
         *,
         authority: bool = False,
         days: int = 1,

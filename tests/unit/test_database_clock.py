@@ -93,3 +93,19 @@ def test_a_step_of_the_database_clock_is_followed(monkeypatch: pytest.MonkeyPatc
     measured.synchronise(database)  # type: ignore[arg-type]
 
     assert _error(database, measured) < 0.002
+
+
+@pytest.mark.parametrize("ahead", [3_600.0, -3_600.0])
+def test_a_step_is_followed_over_a_slower_line_as_well(
+    monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """Another database has taken over, further away, and its clock is another one."""
+    database, measured = _Database(monkeypatch), DatabaseClock()
+    database.there = database.back = 0.0001
+    measured.synchronise(database)  # type: ignore[arg-type]
+    database.machine += 10
+    database.ahead += ahead
+    database.there = database.back = 0.1
+    measured.synchronise(database)  # type: ignore[arg-type]
+
+    assert _error(database, measured) < 0.2

@@ -18,12 +18,15 @@ def work(seconds: float) -> float:
 async def test_a_thread_that_rests_does_so_for_as_long_as_it_worked() -> None:
     offload = Offload("test", threads=1, waiting=10, rests=True)
     try:
-        done = await offload.run("user", lambda: work(0.1))
+        done = await offload.run("user", lambda: work(0.3))
+        told = time.monotonic()
         next_begun = await offload.run("user", time.monotonic)
     finally:
         offload.close()
 
-    assert next_begun - done >= 0.1
+    assert next_begun - done >= 0.3
+    # Nobody waits for the rest where nothing follows.
+    assert told - done < 0.15
 
 
 async def test_all_threads_are_there_from_the_start() -> None:

@@ -69,7 +69,8 @@ class _PayloadFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Payload
     """As google.protobuf.Struct, which grpcurl shows as plain JSON. Where a Struct
     cannot carry the content exactly (a payload that is no object, more than 20
     levels, integers beyond 2^53), or would be too large (more than 50,000
-    values), the JSON form is given in its place.
+    values, or four times the JSON text and 64 KiB), the JSON form is given in
+    its place.
     """
     PAYLOAD_FORMAT_JSON: _PayloadFormat.ValueType  # 2
     """As JSON text, cheap and exact."""
@@ -85,7 +86,8 @@ PAYLOAD_FORMAT_STRUCT: PayloadFormat.ValueType  # 1
 """As google.protobuf.Struct, which grpcurl shows as plain JSON. Where a Struct
 cannot carry the content exactly (a payload that is no object, more than 20
 levels, integers beyond 2^53), or would be too large (more than 50,000
-values), the JSON form is given in its place.
+values, or four times the JSON text and 64 KiB), the JSON form is given in
+its place.
 """
 PAYLOAD_FORMAT_JSON: PayloadFormat.ValueType  # 2
 """As JSON text, cheap and exact."""
