@@ -147,6 +147,7 @@ def test_a_rolling_restart(trial: Trial, rig: Rig, case: Case) -> None:
     assert not history.facts("gave_up")
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(30, "last byte held back at SIGTERM")
 @pytest.mark.parametrize("comes", [True, False], ids=["comes", "never-comes"])
 def test_a_call_that_is_half_sent_at_the_end(

@@ -31,6 +31,7 @@ _EVENT = "SELECT status FROM events WHERE id = %s"
 _NOTE = "a foreign idler is not ours to cut: that is its own or the database's setting"
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(22, "a worker of ours stands still in a transaction")
 @pytest.mark.timeout(200)
 def test_a_stopped_worker_loses_its_locks(trial: Trial, rig: Rig, case: Case) -> None:
@@ -66,6 +67,7 @@ def test_a_stopped_worker_loses_its_locks(trial: Trial, rig: Rig, case: Case) ->
     assert not during.facts("unknown", after=stopped)
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(22, "a server of ours stands still in a transaction")
 @pytest.mark.timeout(200)
 def test_a_stopped_server_loses_its_locks(trial: Trial, rig: Rig, case: Case) -> None:

@@ -326,7 +326,7 @@ def _confined(rig: Rig, case: Case, controller: str) -> Iterator[list[Cgroup]]:
         groups = []
         for member in rig.used:
             group = stack.enter_context(cgroup(case, controller))
-            plant = {"FAULTS_PLANT": f"cgroup={group.folder}", "INGEST_MAX_ATTEMPTS": "2"}
+            plant = {"FAULTS_PLANT": f"cgroup={group.folder}", "INGEST_MAX_ATTEMPTS": "1"}
             stack.enter_context(rig.changed(member, **plant))
             groups.append(group)
         yield groups

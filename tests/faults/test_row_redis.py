@@ -171,6 +171,7 @@ def test_lost_replies(trial: Trial, rig: Rig, case: Case) -> None:
     assert drained <= 30
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(14, "actor fails while Redis is down")
 def test_failures_without_a_broker(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -> None:
     """The row keeps the count: one attempt for each failure, one for the success."""
@@ -203,6 +204,7 @@ def test_failures_without_a_broker(trial: Trial, rig: Rig, case: Case, tmp_path:
     }
 
 
+@pytest.mark.beside_others
 @pytest.mark.row(15, "garbage in the queue")
 def test_foreign_messages(trial: Trial, rig: Rig, case: Case, tmp_path: Path) -> None:
     """Nothing of it executes or keeps good messages from their end; the log counts it."""
