@@ -1,7 +1,7 @@
 """Time as the database has it, so that no machine's wall clock decides anything."""
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, FunctionElement, select
@@ -97,9 +97,7 @@ class DatabaseClock:
         self._synchronised_at = after
         self.round_trip = after - before
         error = self.round_trip / 2
-        offset = (told - datetime.fromtimestamp(0, UTC)) / timedelta(seconds=1) - (
-            before + after
-        ) / 2
+        offset = told.timestamp() - (before + after) / 2
         if known := self._known:
             known_error = known.error + (after - known.at) * _DRIFT
             # Further away than both errors allow is another time: somebody has set the clock.

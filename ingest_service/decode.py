@@ -33,7 +33,7 @@ MAX_EVENT_BYTES = (4 << 20) - (16 << 10)
 _SURELY_FITS = MAX_EVENT_BYTES // 4
 #: How many times its size something may take in a row or in an answer, besides the bytes that
 #: these take anyway.
-_MAX_GROWTH = 4
+MAX_GROWTH = 4
 _FIXED_BYTES = 1_000
 #: What properties hold once more, as text (worker/pipeline.py).
 COPIED = ("page", "referrer")
@@ -189,7 +189,7 @@ def _decode_attributes(attributes: Mapping[str, str], violations: list[Violation
     written = orjson.dumps(dict(attributes), option=orjson.OPT_SORT_KEYS)
     if len(written) > _FIXED_BYTES:
         size = sum(len(key.encode()) + len(value.encode()) for key, value in attributes.items())
-        if len(written) > _MAX_GROWTH * size + _FIXED_BYTES:
+        if len(written) > MAX_GROWTH * size + _FIXED_BYTES:
             violations.append(Violation("attributes", _TOO_MANY_ESCAPES))
     return written.decode()
 
@@ -231,7 +231,7 @@ def _grows(value: dict[str, Any], written: bytes, struct: Struct) -> bool:
     size = struct.ByteSize()
     escapes = 5 * written.count(b"\\u00") + written.count(b"\\")
     told = 2 * len(written) + sum(len(orjson.dumps(value.get(name))) for name in COPIED)
-    return 8 * escapes > size and told > _MAX_GROWTH * size + _FIXED_BYTES
+    return 8 * escapes > size and told > MAX_GROWTH * size + _FIXED_BYTES
 
 
 class _TooMany(Exception):

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from eventstore.values import Duplicate, EventStatus, NewEvent, StoredEvent, Verdict
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import BatchSubmitEventsResponse
+from ingest_service.decode import MAX_GROWTH
 
 #: Levels that a Struct may have here: parsers stop at 100 nested messages, and each level of a
 #: Struct takes three.
@@ -23,9 +24,7 @@ _EXACT_DOUBLES = 1 << 53
 _STRUCT_VALUE = 24
 #: Bytes that a Struct takes at most for each byte of JSON: a list of single digits.
 _STRUCT_GROWTH = 6
-#: How many times the text of its payload an event's content may take as Structs, beside what is
-#: small anyway.
-_MOST_GROWTH = 4
+#: Bytes that an event's content may take as Structs beyond MAX_GROWTH times the payload's text.
 _SMALL = 64 << 10
 #: Bytes of an event beside attributes and content, roughly.
 _FIXED = 600
@@ -79,23 +78,10 @@ def encode_events(page: Sequence[StoredEvent], payload_format: int) -> Sequence[
     encoded = [_encode_event(stored, payload_format) for stored in page]
     if payload_format == event_pb2.PAYLOAD_FORMAT_JSON:
         return encoded
-    for at, (stored, event) in enumerate(zip(page, encoded, strict=True)):
-        if _grows(stored, event):
-            encoded[at] = _encode_event(stored, event_pb2.PAYLOAD_FORMAT_JSON)
     most = sum(most_bytes(stored, payload_format) for stored in page)
     if most > _MOST_WITH_STRUCTS < sum(event.ByteSize() for event in encoded):
         return [_encode_event(stored, event_pb2.PAYLOAD_FORMAT_JSON) for stored in page]
     return encoded
-
-
-def _grows(stored: StoredEvent, event: event_pb2.Event) -> bool:
-    """Whether content is much larger as Structs than the text of the payload."""
-    content = event.payload.ByteSize() + event.properties.ByteSize()
-    if content <= _SMALL:
-        return False
-    # Without the blanks that PostgreSQL puts between values.
-    text = orjson.dumps(orjson.loads(stored.payload or "null"))
-    return content > _MOST_GROWTH * len(text) + _SMALL
 
 
 def _encode_event(stored: StoredEvent, payload_format: int) -> event_pb2.Event:
@@ -150,13 +136,17 @@ def _add_content(event: event_pb2.Event, stored: StoredEvent, payload_format: in
         event.payload_json = orjson.dumps(payload).decode()
     elif payload is not None:
         _fill(event.payload, payload)
-    if stored.properties is None:
-        return
-    properties = orjson.loads(stored.properties) | {"original": payload}
-    if as_json or not fits_struct(properties):
-        event.properties_json = orjson.dumps(properties).decode()
-    else:
-        _fill(event.properties, properties)
+    if stored.properties is not None:
+        properties = orjson.loads(stored.properties) | {"original": payload}
+        if as_json or not fits_struct(properties):
+            event.properties_json = orjson.dumps(properties).decode()
+        else:
+            _fill(event.properties, properties)
+    structs = event.payload.ByteSize() + event.properties.ByteSize()
+    # Measured by what was sent: PostgreSQL's text has blanks that were not.
+    if structs > _SMALL and structs > MAX_GROWTH * len(orjson.dumps(payload)) + _SMALL:
+        # Each text takes the place of its Struct: they are a oneof.
+        _add_content(event, stored, event_pb2.PAYLOAD_FORMAT_JSON)
 
 
 def fits_struct(value: Any) -> bool:

@@ -77,7 +77,8 @@ class Offload:
 
     def _work(self, function: Callable[[], T]) -> T:
         # Before the next work, not after the last: nobody waits for it where nothing follows.
-        time.sleep(max(0.0, self._rested_at - time.monotonic()))  # it is the rest
+        if (rest := self._rested_at - time.monotonic()) > 0:
+            time.sleep(rest)  # that is what resting means here
         began = time.thread_time()
         try:
             return function()

@@ -73,5 +73,5 @@ def supervise(count: int, command: Sequence[str]) -> int:
     for child in children:
         child.terminate()
     # One that still starts knows no better way to end when it is told to.
-    codes = [abs(child.wait()) for child in children if child.wait() != -signal.SIGTERM]
+    codes = [abs(code) for child in children if (code := child.wait()) != -signal.SIGTERM]
     return _USAGE if _USAGE in codes else max(codes, default=0)
