@@ -35,7 +35,7 @@ def poisoned(service: Service, tls: ssl.SSLContext | None = None) -> Iterator[No
 
 
 def told(service: Service) -> list[str]:
-    """What was logged but for debug, with lines of gRPC's core: of an address that was just taken."""
+    """What was logged but for debug, with what gRPC says itself when the address was taken."""
     lines = service.process.stderr().rpartition("\n")[0].splitlines()
     return [line for line in lines if '"level": "debug"' not in line]
 
