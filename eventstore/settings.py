@@ -135,6 +135,20 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="streams that a user may have open on each server process; 0: no limit",
     )
+    user_pending_events: int = Field(
+        0,
+        ge=0,
+        le=_MOST,
+        description="PENDING events that a user may have, counted every second or less often;"
+        " 0: no limit",
+    )
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="connections that clients may have to each server process; fewer where it may"
+        " open few files",
+    )
 
     group_rows: int = Field(2_000, ge=1, le=50_000, description="most events in one transaction")
     group_bytes: int = Field(

@@ -169,6 +169,7 @@ async def _server(
     background = [
         asyncio.create_task(health.run()),
         asyncio.create_task(revocations.keep_fresh()),
+        asyncio.create_task(limits.count_pending(reader)),
     ]
     if isinstance(keys, JwkSet):
         await keys.refresh()
@@ -220,6 +221,9 @@ async def _told_to_stop(front: Front, told: asyncio.Event, *, again: bool = Fals
             task.cancel()
         for number in () if again else (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            # SIGINT would be a KeyboardInterrupt, which cancels the calls: their clients would take
+            # it for their own doing.
+            signal.signal(number, signal.SIG_DFL)
         log.info("draining")
     for task in done:
         task.result()

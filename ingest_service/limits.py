@@ -1,17 +1,25 @@
-"""What one user may take: events, bytes and reads a second, and streams at once."""
+"""What one user may take: events, bytes and reads a second, streams at once, PENDING events."""
 
+import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from eventstore import reading
 from eventstore.settings import Settings
-from ingest_service.errors import RateLimited
+from ingest_service.errors import IngestError, RateLimited
+from ingest_service.reader import Reader
 
 #: Seconds of its rate that a user may take at once, after having taken nothing.
 _BURST_SECONDS = 2.0
 #: Users that are remembered; one that is forgotten starts with a full bucket.
 _USERS = 100_000
+#: Seconds between two counts of PENDING events, at least and at most, and in between how many times
+#: as long as the last one took: a backlog of millions shall not keep the database busy.
+_PAUSE = 1.0
+_LONGEST_PAUSE = 10.0
+_PAUSE_FACTOR = 4.0
 
 
 class TokenBuckets:
@@ -60,16 +68,22 @@ class UserLimits:
         self._reads = TokenBuckets(settings.user_reads_per_second)
         self._most_streams = settings.user_streams
         self._streams: Counter[str] = Counter()
+        self._most_pending = settings.user_pending_events
+        #: Users who had that many when it was last counted.
+        self._full: frozenset[str] = frozenset()
 
     def admit(self, user_id: str) -> None:
         """Raise RateLimited when the user may not submit now; `charge` follows what is taken."""
+        if user_id in self._full:
+            raise RateLimited("PENDING events", _PAUSE)
         wait = self.submit_wait(user_id)
         if wait:
             raise RateLimited("events or bytes a second", wait)
 
     def submit_wait(self, user_id: str) -> float:
         """Return the seconds until the user may submit, 0 for now."""
-        return max(self._events.wait(user_id), self._bytes.wait(user_id))
+        pending = _PAUSE if user_id in self._full else 0.0
+        return max(pending, self._events.wait(user_id), self._bytes.wait(user_id))
 
     def charge(self, user_id: str, *, events: int, size: int) -> None:
         """Count what was submitted, whether it was within the limits or not."""
@@ -95,3 +109,15 @@ class UserLimits:
             self._streams[user_id] -= 1
             if not self._streams[user_id]:
                 del self._streams[user_id]
+
+    async def count_pending(self, reader: Reader) -> None:
+        """Count the PENDING events again and again, until cancelled, if there is a limit."""
+        while self._most_pending:
+            began = time.monotonic()
+            # When it fails, the reader tells it, and who had too many has them as far as we know.
+            with suppress(IngestError):
+                self._full = await reader.read(
+                    "", reading.users_with_pending, at_least=self._most_pending
+                )
+            pause = max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began))
+            await asyncio.sleep(min(pause, _LONGEST_PAUSE))

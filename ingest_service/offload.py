@@ -45,17 +45,21 @@ class Offload:
         self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def run(self, user_id: str, function: Callable[[], T]) -> T:
-        """Run a function in a thread; raises Overloaded when too many wait, and what it raises."""
+        """Run a function in a thread; raises Overloaded when too many wait, and what it raises.
+
+        Of a caller who leaves, what has not begun is dropped, with all that it holds.
+        """
         if self._free == 0 or self._calls[user_id] >= self._calls_each:
             raise Overloaded
         self._free -= 1
         self._calls[user_id] += 1
         turns = self._turns.setdefault(user_id, asyncio.Semaphore(self._threads_each))
+        # The executor keeps what was cancelled until its turn comes: not the function, then.
+        waiting = [function]
         try:
             await turns.acquire()
-            future = asyncio.get_running_loop().run_in_executor(
-                self._executor, self._work, function
-            )
+            begun = self._executor.submit(lambda: self._work(waiting.pop()))
+            future = asyncio.wrap_future(begun)
         except BaseException:
             self._leave(user_id)
             raise
@@ -69,7 +73,12 @@ class Offload:
 
         # When the thread is done, not when the caller is: it may leave early.
         future.add_done_callback(leave)
-        return await asyncio.shield(future)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if begun.cancel():
+                waiting.clear()
+            raise
 
     def close(self) -> None:
         """Let running calls end and take no more."""

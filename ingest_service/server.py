@@ -33,6 +33,10 @@ MAX_MESSAGE_BYTES = 4 << 20
 MAX_METADATA_BYTES = 8_192
 #: Open calls on one connection.
 MAX_STREAMS = 256
+#: Files that a server opens beside its clients' connections, with room to spare.
+_OWN_FILES = 200
+#: In place of no limit, which is a negative number.
+_MANY_FILES = 1 << 30
 
 #: gRPC settings of every server; the benchmark's no-op server has the same.
 OPTIONS: Sequence[tuple[str, Any]] = (
@@ -59,6 +63,7 @@ _CHOSEN = (
     "user_bytes_per_second",
     "user_reads_per_second",
     "user_streams",
+    "user_pending_events",
     "stream_idle_seconds",
     "stream_max_seconds",
     "unary_max_seconds",
@@ -91,9 +96,20 @@ def limits_in_force(settings: Settings) -> dict[str, float]:
         "attribute_bytes": decode.MAX_ATTRIBUTE_BYTES,
         "answer_bytes": answers.MOST_BYTES,
         "json_levels": jsontext.MAX_DEPTH,
-        # Connections are limited by nothing else.
-        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "connections": _connections(settings),
+        "open_files": _open_files(),
     }
+
+
+def _connections(settings: Settings) -> int:
+    """Return how many connections clients may have, so that files are left for the database."""
+    files = _open_files()
+    return min(settings.max_connections, max(files - _OWN_FILES, files // 2))
+
+
+def _open_files() -> int:
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MANY_FILES if files == resource.RLIM_INFINITY else files
 
 
 def build_server(
@@ -110,7 +126,12 @@ def build_server(
     Raises SettingsError when it cannot bind, or a TLS file cannot be used.
     """
     # Two servers on one port split its connections without a word, unless they mean to.
-    options = [*OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
+    options = [
+        *OPTIONS,
+        ("grpc.so_reuseport", int(reuse_port)),
+        # What is beyond is closed as soon as it is there.
+        ("grpc.max_allowed_incoming_connections", _connections(settings)),
+    ]
     server = grpc.aio.server(interceptors=[gate], options=options)
     unregistered = cast("grpc.aio.Server", _Unregistered(server))
     ingest_service_pb2_grpc.add_IngestServiceServicer_to_server(servicer, unregistered)

@@ -1,5 +1,6 @@
 """IngestService on the wire: translates, hands on, answers. No SQL, no tokens, no broker."""
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -91,18 +92,15 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> pb.StreamEventsResponse:
         """Store the events of a stream as they come."""
         principal = current_principal.get()
-        ends_at = time.monotonic() + self._settings.stream_max_seconds
+        end = time.monotonic() + self._settings.stream_max_seconds
         stream = StreamIntake(
-            self._intake,
-            self._decoder,
-            principal.user,
-            self._limits,
-            self._offload,
-            ends_at=ends_at,
+            self._intake, self._decoder, principal.user, self._limits, self._offload, ends_at=end
         )
         with self._limits.stream(principal.user.id):
             try:
                 async with self._watched() as idle:
+                    with idle.paused():
+                        await stream.wait()
                     # Read from the context: the iterator is a generator around it, and costs
                     # more than all that is done here with a message.
                     while (wire := await context.read()) is not grpc.aio.EOF:
@@ -116,7 +114,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                         elif stream.take(wire):
                             with idle.paused():
                                 await stream.wait()
-                        if time.monotonic() >= ends_at:
+                        if time.monotonic() >= end:
                             break
             except TimeoutError:
                 await stream.finish()
@@ -270,8 +268,9 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             if len(wire) > _LARGE:
                 return await self._offload.run(user.id, decode)
             return decode()
-        except FieldInvalid:
-            # Bad events cost what good ones do, or they would be a way around the limits.
+        except (FieldInvalid, asyncio.CancelledError):
+            # Bad events, and good ones that are taken back, cost what others do, or they would be
+            # a way around the limits.
             self._limits.charge(user.id, events=count, size=len(wire))
             raise
 

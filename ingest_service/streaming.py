@@ -101,7 +101,7 @@ class StreamIntake:
         self._under_way: list[_Group] = []
         self._failure: Exception | None = None
         #: Seconds until the user's share is no longer used up.
-        self._overdrawn = 0.0
+        self._overdrawn = limits.submit_wait(user.id)
         self._progress = asyncio.Event()
         self._summary = StreamEventsResponse()
         self._room_for_violations = _VIOLATION_BYTES
@@ -119,9 +119,14 @@ class StreamIntake:
         while self._gathered or self._parsed:
             await self._advance()
         for piece in cut(wire, _MOST_EVENTS):
-            rows, refused = await self._offload.run(
-                self._user.id, partial(self._decode_piece, piece)
-            )
+            try:
+                rows, refused = await self._offload.run(
+                    self._user.id, partial(self._decode_piece, piece)
+                )
+            except asyncio.CancelledError:
+                # What is taken back while it is decoded costs all the same.
+                self._limits.charge(self._user.id, events=1, size=len(piece))
+                raise
             # Whoever else waits for the same may have been quicker: looked at again at the end.
             while (full := self._events_under_way >= _MOST_UNDER_WAY) or not self._intake.has_room:
                 if full:

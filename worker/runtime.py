@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -34,7 +35,9 @@ _GARBAGE = 20_000
 _MOST_KEYS = 10_000
 #: Largest number of attempts that the column holds.
 _MOST_ATTEMPTS = (1 << 31) - 1
-#: Seconds in which a process without a master begins to end: as a rule it takes one at most.
+#: Seconds between two looks whether the master is there: less than the next one takes to start.
+_PARENT_SECONDS = 0.1
+#: Seconds that a process without a master has for the work that it has begun.
 _ORPHAN_SECONDS = 3.0
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: Of UUIDs with commas between them: one look at all takes a fifth of the time of one at each.
@@ -57,7 +60,8 @@ class Runtime(Middleware):
         self.dispatcher = Dispatcher(broker, chunk_rows=settings.chunk_rows)
         self.housekeeper = Housekeeper(settings, engine)
         self.sweeper = Sweeper(settings, engine, self.dispatcher, self._processor, self.housekeeper)
-        self._is_ending = threading.Event()
+        self._has_ended = threading.Event()
+        self._worker: dramatiq.Worker | None = None
 
     def install(self) -> None:
         """Declare the actors on the broker, and have it start and stop the sweeper."""
@@ -85,14 +89,18 @@ class Runtime(Middleware):
         self.sweeper.start()
         log.info("worker_started")
 
+    def after_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        """Note whose threads work here."""
+        self._worker = worker
+
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Stop sweeping before the actors stop."""
-        self._is_ending.set()
         self.sweeper.stop()
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         """Close the connections."""
         self._engine.dispose()
+        self._has_ended.set()
 
     def _process_events(self, keys: object) -> None:
         """Actor: the first delivery of committed events."""
@@ -119,13 +127,14 @@ class Runtime(Middleware):
     def _watch(self, master: int) -> None:
         """End this process when its master is gone: `kill -9` of it leaves orphans."""
         while os.getppid() == master:
-            threading.Event().wait(1)
+            time.sleep(_PARENT_SECONDS)  # nothing portable tells it
         log.warning("orphaned")
-        os.kill(os.getpid(), signal.SIGTERM)
-        if not self._is_ending.wait(_ORPHAN_SECONDS):
-            # Dramatiq tells its master when it has started, and waits until it has heard that: one
-            # that was killed while it listened never does (multiprocessing.Condition).
-            os._exit(1)
+        # Not by SIGTERM: Dramatiq looks for it once a second, and by then the next generation is at
+        # work; or never, if the master was killed while it listened for the start.
+        if self._worker:
+            threading.Thread(target=self._worker.stop, name="last-stop", daemon=True).start()
+            self._has_ended.wait(_ORPHAN_SECONDS)
+        os._exit(1)
 
 
 def _end_once() -> None:

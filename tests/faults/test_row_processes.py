@@ -137,20 +137,29 @@ def test_a_worker_killed_at_a_named_point(trial: Trial, rig: Rig, case: Case, po
 
 @pytest.mark.row(4, "SIGKILL of the worker's master alone")
 def test_orphans_end_by_themselves(trial: Trial, rig: Rig, case: Case) -> None:
-    """Within five seconds, while the next generation works already."""
+    """Within five seconds, and before the next generation works."""
     worker = rig.workers[0]
     worker.ends_orphans = False
     try:
         trial.load()
-        time.sleep(1)
         for _ in range(case.count(1, 10)):
+            # At any moment of Dramatiq's second.
+            time.sleep(case.random.uniform(1, 2))
             orphans = [pid for pid in worker.pids() if pid != worker.pid]
-            count = len(worker.restarts)
+            count, watch = len(worker.restarts), rig.worker_lines[0].database.watch(FINISH)
             worker.kill_alone()
             killed = time.monotonic()
             eventually(lambda pids=orphans: all(map(has_ended, pids)), timeout=5)  # type: ignore[misc]
-            case.note(f"orphans gone after {time.monotonic() - killed:.1f} s")
+            gone = time.monotonic() - killed
             worker.wait_restart(count)
+            eventually(lambda seen=watch.seen: seen[-1][1] > killed)  # type: ignore[misc]  # noqa: B023  # asked at once
+            last = max(at for at, since in watch.seen if since < killed)
+            first = min(at for at, since in watch.seen if since > killed)
+            case.note(
+                f"orphans gone after {gone:.1f} s, their last work {first - last:.2f} s before the"
+                " next ones' first"
+            )
+            assert last < first
         trial.verdict()
     finally:
         worker.ends_orphans = True

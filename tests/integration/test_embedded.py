@@ -3,17 +3,22 @@
 import json
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
+import grpc
 import pytest
 
+from ingest.v1.event_pb2 import EventInput
 from tests.kit import forks
-from tests.kit.caller import Caller, event
+from tests.kit.caller import Caller, event, refused
 from tests.kit.processes import start_process
 from tests.kit.server import BIN, Service, record, running
 from tests.kit.waiting import eventually
@@ -156,6 +161,31 @@ def test_what_was_acknowledged_survives_a_kill_and_is_processed_after_the_next_s
     assert stored == set(ids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once_and_loses_nothing(
+    tmp_path: Path, env: dict[str, str], dev: Service, number: signal.Signals
+) -> None:
+    """Ctrl-C twice, while a stream is open for which it would wait."""
+    caller, variables = newcomer(dev), exported(dev)
+    caller.batch([event()] * 50)
+    messages: SimpleQueue[Sequence[EventInput] | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(refused, caller.stream, iter(messages.get, None))
+        messages.put([event()])
+        eventually(lambda: sum(caller.counts().values()) == 51)
+        dev.process.send_signal(number)
+        eventually(lambda: record(dev.process, "draining"))
+        assert not stream.done()
+        dev.process.send_signal(number)
+        assert dev.process.wait(5) != 0
+        assert stream.result(10).code is grpc.StatusCode.UNAVAILABLE
+        messages.put(None)
+
+    with running(tmp_path / "again", env, "dev") as again:
+        survivor = Caller(again.channel, variables["INGEST_TOKEN"])
+        eventually(lambda: survivor.counts() == {"PROCESSED": 51}, timeout=30)
+
+
 def test_a_second_dev_on_the_same_data_is_refused_until_the_first_is_gone(
     dev: Service, tmp_path: Path, env: dict[str, str]
 ) -> None:
@@ -200,7 +230,7 @@ def test_it_goes_on_when_the_shell_that_started_it_is_gone(
     try:
         shell.kill()
         shell.wait()
-        time.sleep(2.5)  # a worker looks for its master each second, and this one has none
+        time.sleep(1)  # a worker looks for its master ten times in it, and this one has none
         assert newcomer(dev).is_served()
     finally:
         dev.channel.close()

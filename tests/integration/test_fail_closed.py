@@ -276,6 +276,7 @@ def test_the_limits_in_force_are_told_at_the_start(
         "user_events_per_second": 0,
         "user_bytes_per_second": 0,
         "user_reads_per_second": 0,
+        "user_pending_events": 0,
         "waiting_rows": 20_000,
         "waiting_bytes": 6 << 20,
         "group_rows": 2_000,

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import grpc
 import psycopg2
@@ -120,6 +121,33 @@ def test_large_events_at_the_same_time_share_what_the_user_has(limited: Service)
         refusals = list(pool.map(lambda _: is_refused(greedy, large), range(8)))
 
     assert refusals.count(False) <= 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_large_event_that_is_taken_back_while_it_is_decoded_is_paid_for(
+    limited: Service, *, stream: bool
+) -> None:
+    """It takes the decoder's time; that of somebody else has it wait for its turn."""
+    greedy, others = limited.caller(), [limited.caller() for _ in range(4)]
+    slow = event("slow", payload=[{"a": 1.5}] * 30_000)
+
+    def begin(caller: Caller) -> Any:
+        if stream:
+            requests = iter([pb.StreamEventsRequest(events=[slow])])
+            return caller.stub.StreamEvents.future(requests, metadata=caller.metadata, timeout=20)
+        request = pb.SubmitEventRequest(event=slow)
+        return caller.stub.SubmitEvent.future(request, metadata=caller.metadata, timeout=20)
+
+    def is_charged() -> bool:
+        calls = [begin(caller) for caller in (*others, greedy)]
+        time.sleep(0.05)  # it shall have arrived; if not, the next one may
+        for call in calls[::-1]:
+            call.cancel()
+        return is_refused(greedy)
+
+    eventually(is_charged, timeout=20)
+
+    assert "slow" not in {one.type for one in greedy.list().events}
 
 
 def test_who_waits_may_submit_again(limited: Service) -> None:

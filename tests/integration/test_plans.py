@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from eventstore import migrations, processing, retention, sqlite
+from eventstore import migrations, processing, reading, retention, sqlite
 from eventstore.accept import accept
 from eventstore.postgres import insert_keys
 from eventstore.values import (
@@ -191,5 +191,21 @@ def test_the_sweep_reads_the_index_of_pending_rows_only(postgres: Engine) -> Non
     indexes = {
         node["Index Name"] for node in plans.nodes() if node["Node Type"].startswith("Index")
     }
+    assert not [kind for _, kind in plans.scans() if kind == "Seq Scan"]
+    assert all("next_attempt_at" in name for name in indexes), indexes
+
+
+def test_who_has_many_pending_events_is_counted_by_the_index_of_pending_rows(
+    postgres: Engine,
+) -> None:
+    keys = fill_today(postgres)
+    with postgres.begin() as connection:
+        processing.finish(connection, results(keys[:-10]))
+    with postgres.begin() as connection:
+        plans = Plans(connection)
+        waiting = reading.users_with_pending(connection, at_least=10)
+
+    indexes = {node["Index Name"] for node in plans.nodes() if "Index Name" in node}
+    assert keys[0].user_id in waiting
     assert not [kind for _, kind in plans.scans() if kind == "Seq Scan"]
     assert all("next_attempt_at" in name for name in indexes), indexes

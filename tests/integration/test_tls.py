@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -366,3 +367,70 @@ def test_a_private_key_that_others_may_read_is_reported(
     assert line.split()[0] == verdict
     assert verdict == "ok" or "chmod" in line
     assert done.returncode == 0
+
+
+def test_files_that_are_replaced_one_by_one_let_somebody_in_at_each_step(
+    tls_env: dict[str, str], authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    """In every order, by new files and within old ones: the old pair and then the new."""
+    clients = Authority("clients")
+    ca_file = tmp_path / "clients.pem"
+    ca_file.write_bytes(clients.pem)
+    server = start_service(tls_env | {"INGEST_TLS_CLIENT_CA_FILE": str(ca_file)})
+    shown = serial_of(server, authority)
+    for number, order in enumerate(permutations(("cert.pem", "key.pem", "clients.pem"))):
+        certificate, key = authority.issue()
+        old_clients, clients = clients, Authority("clients")
+        contents = {"cert.pem": certificate, "key.pem": key, "clients.pem": clients.pem}
+        for name in order:
+            whole = tmp_path / (name if number % 2 else f"{name}.new")
+            whole.write_bytes(contents[name])
+            whole.replace(tmp_path / name)
+            let_in = [
+                served(server, client_credentials(authority, one)) for one in (old_clients, clients)
+            ]
+            assert let_in.count(True) == 1, (order, name, let_in)
+        new = ssl.PEM_cert_to_DER_cert(certificate.decode())
+        assert serial_of(server, authority) == new != shown
+        shown = new
+        assert served(server, client_credentials(authority, clients))
+
+
+def client_credentials(authority: Authority, clients: Authority) -> grpc.ChannelCredentials:
+    """Trust the one authority, and show a certificate of the other."""
+    certificate, key = clients.issue("client")
+    return grpc.ssl_channel_credentials(authority.pem, key, certificate)
+
+
+def test_a_link_to_a_folder_that_is_changed_over_takes_all_files_along(
+    database_url: str, redis_url: str, authority: Authority, start_service: Start, tmp_path: Path
+) -> None:
+    """As Kubernetes mounts a secret: links to a link, which a rename changes over."""
+
+    def point_to(folder: Path) -> bytes:
+        folder.mkdir()
+        certificate, key = authority.issue()
+        write(folder, certificate, key)
+        (tmp_path / "..new").symlink_to(folder.name)
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        return ssl.PEM_cert_to_DER_cert(certificate.decode())
+
+    first = point_to(tmp_path / "..1")
+    for name in ("cert.pem", "key.pem"):
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    tls = {
+        "TLS_CERT_FILE": str(tmp_path / "cert.pem"),
+        "TLS_KEY_FILE": str(tmp_path / "key.pem"),
+    }
+    server = start_service(settings_for(database_url, redis_url, **tls))
+    assert serial_of(server, authority) == first
+
+    second = point_to(tmp_path / "..2")
+    assert serial_of(server, authority) == second
+    # The link is there before the folder that it names: the old ones go on.
+    (tmp_path / "..new").symlink_to("..3")
+    (tmp_path / "..new").rename(tmp_path / "..data")
+    assert serial_of(server, authority) == second
+    third = point_to(tmp_path / "..3")
+    assert serial_of(server, authority) == third
+    assert served(server, grpc.ssl_channel_credentials(authority.pem))

@@ -9,6 +9,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import Enum, auto
@@ -87,12 +88,28 @@ class Trap:
         return not self.cuts
 
 
+class Watch(Trap):
+    """Notes each request that contains a pattern, and holds none."""
+
+    def __init__(self, proxy: "Proxy", pattern: bytes) -> None:
+        super().__init__(proxy, pattern, Point.BEFORE, b"")
+        #: When each passed, and since when its connection is there: of CLOCK_MONOTONIC.
+        self.seen: list[tuple[float, float]] = []
+
+    def takes(self, connection: "_Connection", piece: bytes) -> bool:
+        """Note the request if it is one; it is never taken."""
+        if self.pattern in piece:
+            self.seen.append((time.monotonic(), connection.since))
+        return False
+
+
 class _Connection:
     """The two ends of one forwarded connection."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.client = client
         self.server = server
+        self.since = time.monotonic()
         self.trap: Trap | None = None
 
     def reset(self) -> None:
@@ -161,6 +178,12 @@ class Proxy:
         trap = Trap(self, pattern, point, first)
         self._traps.append(trap)
         return trap
+
+    def watch(self, pattern: bytes) -> Watch:
+        """Note every request from now on that contains `pattern`, until `heal`."""
+        watch = Watch(self, pattern)
+        self._traps.append(watch)
+        return watch
 
     def heal(self) -> None:
         """Take every switch back, release every trap."""

@@ -1,8 +1,12 @@
 """The threads beside the event loop: what they leave to others."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
+
+import pytest
 
 from ingest_service.offload import Offload
 
@@ -27,6 +31,46 @@ async def test_a_thread_that_rests_does_so_for_as_long_as_it_worked() -> None:
     assert next_begun - done >= 0.3
     # Nobody waits for the rest where nothing follows.
     assert told - done < 0.15
+
+
+class Large:
+    """What a call holds."""
+
+    used = False
+
+    def use(self) -> None:
+        self.used = True
+
+
+async def test_what_has_not_begun_is_dropped_with_its_caller() -> None:
+    """Each user has one call in the queue of the only thread, which is busy meanwhile."""
+    offload, go_on = Offload("left", threads=1, waiting=4), threading.Event()
+    try:
+        first = asyncio.create_task(offload.run("busy", lambda: go_on.wait(20)))
+        for _ in range(3):
+            held = [Large() for _ in range(2)]
+            calls = [
+                asyncio.create_task(offload.run(f"user {number}", large.use))
+                for number, large in enumerate(held)
+            ]
+            await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+            # Their places are free again, or the third round would find none.
+            await asyncio.sleep(0)
+            kept = [weakref.ref(large) for large in held]
+            del call, calls, held
+            gc.collect()
+            assert [reference() for reference in kept] == [None, None]
+        assert not first.done()
+        go_on.set()
+        assert await asyncio.wait_for(first, 10)
+        assert await asyncio.wait_for(offload.run("user 0", lambda: 1), 10) == 1
+    finally:
+        go_on.set()
+        offload.close()
 
 
 async def test_all_threads_are_there_from_the_start() -> None:
