@@ -17,6 +17,7 @@ from eventstore.settings import Settings
 from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier, build_key_source
 from ingest_service.calls import OpenCalls
+from ingest_service.certificates import Certificates
 from ingest_service.content import ContentReader
 from ingest_service.decode import EventDecoder
 from ingest_service.front import Front
@@ -30,7 +31,7 @@ from ingest_service.newcomer import database_file
 from ingest_service.offload import Offload
 from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
-from ingest_service.server import build_server, limits_in_force
+from ingest_service.server import build_server, limits_in_force, raise_open_files
 from ingest_service.servicer import IngestServicer
 from ingest_service.writer import Writer
 from worker.broker import build_broker
@@ -126,6 +127,8 @@ async def _server(
     settings: Settings, url: str, broker: dramatiq.Broker, *, reuse_port: bool
 ) -> AsyncIterator[Front]:
     """Build and start everything in front of the worker, and drain it at the end."""
+    raise_open_files(settings)
+    certificates = Certificates(settings) if settings.tls_cert_file else None
     keys = build_key_source(settings)
     revocations = Revocations(settings.jwt_revocation_file)
     clock = DatabaseClock()
@@ -160,7 +163,13 @@ async def _server(
     quieten_grpc()
     front = Front(
         lambda listen: build_server(
-            listen, settings, servicer, gate, health, reuse_port=reuse_port
+            listen,
+            settings,
+            servicer,
+            gate,
+            health,
+            certificates=certificates,
+            reuse_port=reuse_port,
         ),
         settings.listen,
     )

@@ -4,12 +4,16 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+
+import structlog
 
 from eventstore import reading
 from eventstore.settings import Settings
-from ingest_service.errors import IngestError, RateLimited
+from ingest_service.errors import RateLimited
 from ingest_service.reader import Reader
+
+log = structlog.get_logger()
 
 #: Seconds of its rate that a user may take at once, after having taken nothing.
 _BURST_SECONDS = 2.0
@@ -74,15 +78,19 @@ class UserLimits:
 
     def admit(self, user_id: str) -> None:
         """Raise RateLimited when the user may not submit now; `charge` follows what is taken."""
-        if user_id in self._full:
+        if self.is_full(user_id):
             raise RateLimited("PENDING events", _PAUSE)
         wait = self.submit_wait(user_id)
         if wait:
             raise RateLimited("events or bytes a second", wait)
 
+    def is_full(self, user_id: str) -> bool:
+        """Whether the user has as many PENDING events as it may, or had when they were counted."""
+        return user_id in self._full
+
     def submit_wait(self, user_id: str) -> float:
         """Return the seconds until the user may submit, 0 for now."""
-        pending = _PAUSE if user_id in self._full else 0.0
+        pending = _PAUSE if self.is_full(user_id) else 0.0
         return max(pending, self._events.wait(user_id), self._bytes.wait(user_id))
 
     def charge(self, user_id: str, *, events: int, size: int) -> None:
@@ -114,10 +122,12 @@ class UserLimits:
         """Count the PENDING events again and again, until cancelled, if there is a limit."""
         while self._most_pending:
             began = time.monotonic()
-            # When it fails, the reader tells it, and who had too many has them as far as we know.
-            with suppress(IngestError):
+            try:
                 self._full = await reader.read(
                     "", reading.users_with_pending, at_least=self._most_pending
                 )
+            except Exception as error:  # noqa: BLE001  # it must not be the last count
+                # Who had too many has them still, as far as we know.
+                log.warning("pending_not_counted", error=type(error).__name__)
             pause = max(_PAUSE, _PAUSE_FACTOR * (time.monotonic() - began))
             await asyncio.sleep(min(pause, _LONGEST_PAUSE))

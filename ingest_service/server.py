@@ -2,11 +2,9 @@
 
 import resource
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import grpc
-import structlog
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -14,19 +12,11 @@ from eventstore.settings import Settings, SettingsError
 from ingest.v1 import ingest_service_pb2_grpc
 from ingest_service import answers, decode, jsontext, parse
 from ingest_service.auth import MAX_TOKEN
-from ingest_service.files import Aside, cause, read_file
+from ingest_service.certificates import Certificates
 from ingest_service.health import Health
 from ingest_service.interceptors import HEALTH_SERVICE, Gate
 from ingest_service.servicer import MAX_PAGE_SIZE, IngestServicer
-from ingest_service.tlsfiles import check_tls_files
 
-log = structlog.get_logger()
-
-#: Another one when a TLS file is another one, or was written to.
-_Stamps: TypeAlias = list[tuple[int, int, int]]
-
-#: Seconds that a handshake waits for the TLS files to be looked at.
-_RELOAD_SECONDS = 0.5
 #: Bytes of one message; the largest event is one message of its own.
 MAX_MESSAGE_BYTES = 4 << 20
 #: Bytes of metadata; equal limits, because between two different ones gRPC refuses at random.
@@ -102,9 +92,21 @@ def limits_in_force(settings: Settings) -> dict[str, float]:
 
 
 def _connections(settings: Settings) -> int:
-    """Return how many connections clients may have, so that files are left for the database."""
+    """Return how many connections clients may have, so that files are left for the database.
+
+    Twice: a server that took the place of another one counts anew while those of the other end.
+    """
     files = _open_files()
-    return min(settings.max_connections, max(files - _OWN_FILES, files // 2))
+    return min(settings.max_connections, max((files - _OWN_FILES) // 2, files // 4))
+
+
+def raise_open_files(settings: Settings) -> None:
+    """Allow this process as many open files as its connections need, if that is its to allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * settings.max_connections + _OWN_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _open_files() -> int:
@@ -119,11 +121,12 @@ def build_server(
     gate: Gate,
     health: Health,
     *,
+    certificates: Certificates | None,
     reuse_port: bool,
 ) -> tuple[grpc.aio.Server, int]:
     """Return a server that is bound to `listen` and not started, and its port.
 
-    Raises SettingsError when it cannot bind, or a TLS file cannot be used.
+    Without certificates it speaks no TLS. Raises SettingsError when it cannot bind.
     """
     # Two servers on one port split its connections without a word, unless they mean to.
     options = [
@@ -142,10 +145,10 @@ def build_server(
             reflection.aio.ReflectionServicer(names), unregistered
         )
     try:
-        if settings.tls_cert_file is None:
+        if certificates is None:
             port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(listen, _credentials(settings))
+            port = server.add_secure_port(listen, certificates.credentials())
     except RuntimeError:
         raise SettingsError(f"cannot listen on {listen}; set INGEST_LISTEN") from None
     return server, port
@@ -163,67 +166,3 @@ class _Unregistered:
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
         """Leave it at the generic ones."""
-
-
-class _Certificates:
-    """The TLS files, read again when one of them changed; open connections are not touched."""
-
-    def __init__(self, settings: Settings) -> None:
-        if settings.tls_cert_file is None or settings.tls_key_file is None:
-            raise SettingsError("set INGEST_TLS_CERT_FILE and INGEST_TLS_KEY_FILE together")
-        self._settings = settings
-        self._cert, self._key = settings.tls_cert_file, settings.tls_key_file
-        self._client_ca = settings.tls_client_ca_file
-        self._aside = Aside("tls-files")
-        self._problem = ""
-        self._stamps = self._read_stamps()
-
-    def load(self) -> grpc.ServerCertificateConfiguration:
-        """Read the files; raises OSError."""
-        return grpc.ssl_server_certificate_configuration(
-            [(read_file(self._key).data, read_file(self._cert).data)],
-            root_certificates=read_file(self._client_ca).data if self._client_ca else None,
-        )
-
-    def reload(self) -> Any:
-        """Return the files' new content, or None to go on; gRPC asks at each handshake."""
-        try:
-            changed = self._aside.wait_for(self._load_if_changed, _RELOAD_SECONDS)
-        except (OSError, RuntimeError, SettingsError, ValueError) as error:
-            # Perhaps half-way through a replacement: the next handshake asks again.
-            problem = str(error) if isinstance(error, SettingsError) else cause(error)
-            if problem != self._problem:
-                log.warning("tls_files_unreadable", error=problem)
-            self._problem = problem
-            return None
-        self._problem = ""
-        if changed is None:
-            return None
-        self._stamps, configuration = changed
-        return configuration
-
-    def _load_if_changed(self) -> tuple[_Stamps, grpc.ServerCertificateConfiguration] | None:
-        stamps = self._read_stamps()
-        if stamps == self._stamps:
-            return None
-        # gRPC would take what it cannot use, of the client CA without a word, and then nobody.
-        check_tls_files(self._settings)
-        loaded = self.load()
-        if self._read_stamps() != stamps:
-            raise ValueError("they are being replaced")
-        return stamps, loaded
-
-    def _read_stamps(self) -> _Stamps:
-        files: list[Path | None] = [self._cert, self._key, self._client_ca]
-        found = [file.stat() for file in files if file]
-        return [(status.st_mtime_ns, status.st_size, status.st_ino) for status in found]
-
-
-def _credentials(settings: Settings) -> grpc.ServerCredentials:
-    check_tls_files(settings)
-    certificates = _Certificates(settings)
-    return grpc.dynamic_ssl_server_credentials(
-        certificates.load(),
-        certificates.reload,
-        require_client_authentication=settings.tls_client_ca_file is not None,
-    )

@@ -99,13 +99,13 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
         with self._limits.stream(principal.user.id):
             try:
                 async with self._watched() as idle:
-                    with idle.paused():
-                        await stream.wait()
-                    # Read from the context: the iterator is a generator around it, and costs
-                    # more than all that is done here with a message.
+                    # Read from the context: the iterator, a generator, costs more than all of this.
                     while (wire := await context.read()) is not grpc.aio.EOF:
                         idle.note()
                         principal.require_alive()
+                        if self._limits.is_full(principal.user.id):
+                            with idle.paused():
+                                await stream.wait()
                         # Not reading is what slows the client down (HTTP/2 flow control).
                         if len(wire) > _LARGE:
                             with idle.paused():
@@ -269,17 +269,20 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                 return await self._offload.run(user.id, decode)
             return decode()
         except (FieldInvalid, asyncio.CancelledError):
-            # Bad events, and good ones that are taken back, cost what others do, or they would be
-            # a way around the limits.
+            # Bad events, and those taken back, cost the same, or would be a way around the limits.
             self._limits.charge(user.id, events=count, size=len(wire))
             raise
 
     async def _store(self, submission: Submission, field: str) -> Sequence[event_pb2.EventReceipt]:
         """Store an atomic submission; raises what refuses it, as decoding took time."""
-        self._limits.admit(submission.user.id)
-        self._intake.admit(submission.user.id, submission.size)
-        answer = self._intake.submit(submission)
-        self._limits.charge(submission.user.id, events=len(submission.events), size=submission.size)
+        user_id, size = submission.user.id, submission.size
+        try:
+            self._limits.admit(user_id)
+            self._intake.admit(user_id, size)
+            answer = self._intake.submit(submission)
+        finally:
+            # What is refused only now was decoded, and costs as much.
+            self._limits.charge(user_id, events=len(submission.events), size=size)
         verdicts = await answer
         _raise_refusals(verdicts, field)
         return encode_receipts(

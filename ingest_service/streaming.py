@@ -101,7 +101,7 @@ class StreamIntake:
         self._under_way: list[_Group] = []
         self._failure: Exception | None = None
         #: Seconds until the user's share is no longer used up.
-        self._overdrawn = limits.submit_wait(user.id)
+        self._overdrawn = 0.0
         self._progress = asyncio.Event()
         self._summary = StreamEventsResponse()
         self._room_for_violations = _VIOLATION_BYTES
@@ -128,7 +128,9 @@ class StreamIntake:
                 self._limits.charge(self._user.id, events=1, size=len(piece))
                 raise
             # Whoever else waits for the same may have been quicker: looked at again at the end.
-            while (full := self._events_under_way >= _MOST_UNDER_WAY) or not self._intake.has_room:
+            while (
+                full := sum(len(group.rows) for group in self._under_way) >= _MOST_UNDER_WAY
+            ) or not self._intake.has_room:
                 if full:
                     await self._advance()
                 else:
@@ -138,7 +140,8 @@ class StreamIntake:
             self._hand_in(rows, refused, len(piece))
 
     async def wait(self) -> None:
-        """Wait until the next message may be taken; raises what a commit raised."""
+        """Wait for room, and for the user's share; raises what a commit raised."""
+        self._overdrawn = self._overdrawn or self._limits.submit_wait(self._user.id)
         while self._must_wait:
             await self._advance()
 
@@ -147,10 +150,6 @@ class StreamIntake:
         while self._gathered or self._parsed or self._under_way or self._failure:
             await self._advance()
         return self._summary
-
-    @property
-    def _events_under_way(self) -> int:
-        return sum(len(group.rows) for group in self._under_way)
 
     @property
     def _must_wait(self) -> bool:

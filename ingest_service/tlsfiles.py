@@ -6,6 +6,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from eventstore.settings import Settings, SettingsError
 from ingest_service.files import read_file
@@ -48,8 +49,11 @@ def check_tls_files(settings: Settings) -> None:
 def _is_served(cert_file: Path) -> bool:
     """Whether gRPC's server and clients know this kind of key (grpcio 1.85; OpenSSL knows more)."""
     try:
-        key = x509.load_pem_x509_certificate(read_file(cert_file).data).public_key()
+        certificate = x509.load_pem_x509_certificate(read_file(cert_file).data)
+        key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm):
+        return False
+    if certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
         return False
     if isinstance(key, ec.EllipticCurvePublicKey):
         return isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1)

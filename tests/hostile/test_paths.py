@@ -129,6 +129,7 @@ def test_calls_that_are_open_meanwhile_come_to_their_end(anyone: Service) -> Non
 def test_it_is_the_same_with_tls(
     database_url: str, redis_url: str, start_service: Start, tmp_path: Path
 ) -> None:
+    """Also while the files cannot be used, of which the next server needs none."""
     authority = Authority()
     cert, key = write(tmp_path, *authority.issue())
     files = {"TLS_CERT_FILE": str(cert), "TLS_KEY_FILE": str(key)}
@@ -141,6 +142,10 @@ def test_it_is_the_same_with_tls(
             eventually(lambda: is_served(service, credentials))
             eventually(partial(was_replaced, service, number))
         assert is_served(service, credentials)
+        # The key is another one, and the certificate is not yet.
+        key.write_bytes(authority.issue()[1])
+    write(tmp_path, *authority.issue())
+    assert is_served(service, credentials)
     assert service.stop() == 0
 
 

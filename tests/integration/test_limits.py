@@ -2,9 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -123,31 +123,64 @@ def test_large_events_at_the_same_time_share_what_the_user_has(limited: Service)
     assert refusals.count(False) <= 2
 
 
+#: Takes the decoder some 100 ms: a number that is no double makes it look twice at everything.
+SLOW = EventInput(type="slow", payload_json="[1234567890123456789 ," + "1.0," * 99_990 + "1]")
+
+
+@contextmanager
+def busy(service: Service) -> Iterator[Sequence[Any]]:
+    """Have a dozen others keep the decoder busy, each with one call; most of them still wait."""
+    request = pb.SubmitEventRequest(event=SLOW)
+    callers = [service.caller() for _ in range(12)]
+    calls = [
+        caller.stub.SubmitEvent.future(request, metadata=caller.metadata) for caller in callers
+    ]
+    try:
+        eventually(lambda: any(call.done() for call in calls), timeout=20)
+        yield calls
+    finally:
+        for call in calls:
+            call.cancel()
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_large_event_that_is_taken_back_while_it_is_decoded_is_paid_for(
+def test_a_large_event_that_is_taken_back_while_it_waits_for_the_decoder_is_paid_for(
     limited: Service, *, stream: bool
 ) -> None:
-    """It takes the decoder's time; that of somebody else has it wait for its turn."""
-    greedy, others = limited.caller(), [limited.caller() for _ in range(4)]
-    slow = event("slow", payload=[{"a": 1.5}] * 30_000)
-
     def begin(caller: Caller) -> Any:
         if stream:
-            requests = iter([pb.StreamEventsRequest(events=[slow])])
-            return caller.stub.StreamEvents.future(requests, metadata=caller.metadata, timeout=20)
-        request = pb.SubmitEventRequest(event=slow)
-        return caller.stub.SubmitEvent.future(request, metadata=caller.metadata, timeout=20)
+            requests = iter([pb.StreamEventsRequest(events=[SLOW])])
+            return caller.stub.StreamEvents.future(requests, metadata=caller.metadata)
+        return caller.stub.SubmitEvent.future(
+            pb.SubmitEventRequest(event=SLOW), metadata=caller.metadata
+        )
 
-    def is_charged() -> bool:
-        calls = [begin(caller) for caller in (*others, greedy)]
-        time.sleep(0.05)  # it shall have arrived; if not, the next one may
-        for call in calls[::-1]:
+    def is_charged_for_nothing() -> bool:
+        greedy = limited.caller()
+        with busy(limited) as others:
+            call = begin(greedy)
+            time.sleep(0.1)  # that it arrives; if it does not, the next one may
             call.cancel()
-        return is_refused(greedy)
+            is_charged = is_refused(greedy)
+            return is_charged and not all(other.done() for other in others)
 
-    eventually(is_charged, timeout=20)
+    eventually(is_charged_for_nothing, timeout=30)
 
-    assert "slow" not in {one.type for one in greedy.list().events}
+
+def test_large_events_that_are_refused_after_they_were_decoded_are_paid_for(
+    limited: Service,
+) -> None:
+    """All of them wait for the decoder when the first is stored, and with it the share used up."""
+    greedy = limited.caller()
+
+    with busy(limited), ThreadPoolExecutor(8) as pool:
+        refusals = list(pool.map(lambda _: is_refused(greedy, SLOW), range(8)))
+    wait = refused(greedy.submit, event()).retry_delay
+
+    assert refusals.count(False) <= 2
+    # Of so many bytes 200,000 were free, and 100,000 are each second.
+    assert wait is not None
+    assert wait > 4 * len(SLOW.payload_json) / 100_000
 
 
 def test_who_waits_may_submit_again(limited: Service) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import psycopg2
 import pytest
 
+from ingest.v1.event_pb2 import EventInput
 from tests.kit.caller import Caller, Refusal, event, refusal_of, refused
 from tests.kit.server import (
     DATABASES,
@@ -99,6 +101,32 @@ def test_a_stream_waits_until_they_are_processed(bounded: Service) -> None:
         bounded.process_all(greedy)
 
         assert stream.result(10).accepted == 3
+
+
+def test_a_stream_that_is_open_takes_no_message_of_a_user_who_has_too_many(
+    bounded: Service,
+) -> None:
+    """Neither a small one nor a large one; each is taken when there is room."""
+    greedy = bounded.caller()
+    messages: list[SimpleQueue[list[EventInput] | None]] = [SimpleQueue(), SimpleQueue()]
+    large = [event(payload="x" * 1_000)] * 100
+    with ThreadPoolExecutor(2) as pool:
+        streams = [pool.submit(greedy.stream, iter(one.get, None)) for one in messages]
+        for one in messages:
+            one.put([event()])
+        eventually(lambda: greedy.counts() == {"PENDING": 2})
+        greedy.batch([event()] * (_MOST - 2))
+        refusal_in_time(greedy)
+        before = greedy.counts()
+        for one, sent in zip(messages, ([event()] * 50, large), strict=True):
+            one.put(sent)
+            one.put(None)
+        count_again(bounded)
+        assert greedy.counts() == before
+        assert not any(stream.done() for stream in streams)
+        bounded.process_all(greedy)
+
+        assert [stream.result(10).accepted for stream in streams] == [51, 101]
 
 
 def test_while_nothing_can_be_counted_the_last_count_stands(

@@ -27,6 +27,9 @@ from tests.kit.server import BIN, Service, Start, settings_for
 from tests.kit.tokens import make_token
 from tests.kit.waiting import eventually
 
+#: Some keys are for this one way of signing alone.
+RSA_PSS = Path(__file__).parents[1] / "kit" / "rsa_pss.pem"
+
 
 @pytest.fixture
 def authority() -> Authority:
@@ -308,11 +311,16 @@ def test_keys_that_grpc_knows_are_taken_over_and_others_are_not(
         shown = ssl.PEM_cert_to_DER_cert(certificate.decode())
         eventually(lambda: serial_of(server, authority) == shown)  # noqa: B023  # asked at once
         assert served(server, trusting)
-    write(tmp_path, *authority.issue(key=Ed25519PrivateKey.generate()))
-
-    assert served(server, trusting)
-    assert serial_of(server, authority) == shown
-    assert "must have a key that gRPC serves" in server.process.stderr()
+    pss = RSA_PSS.read_bytes()
+    for unknown in (authority.issue(key=Ed25519PrivateKey.generate()), (pss, pss)):
+        before = server.process.stderr().count("must have a key that gRPC serves")
+        write(tmp_path, *unknown)
+        assert served(server, trusting)
+        assert serial_of(server, authority) == shown
+        write(tmp_path, b"", b"")  # or it would be the same problem, which is told once
+        assert served(server, trusting)
+        told = server.process.stderr().count("must have a key that gRPC serves")
+        assert told == before + 1
 
 
 def test_a_fifo_in_place_of_the_certificate_holds_up_no_handshake_and_no_end(
