@@ -30,8 +30,10 @@ def examine(
     yield _broker(settings, check_broker)
     yield _keys(settings)
     yield from examine_listener(settings)
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    yield judged("open files", files >= _LEAST_FILES, f"{files}", "raise it with `ulimit -n`")
+    # The server raises the other limit to this one, if it needs to.
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    enough = files == resource.RLIM_INFINITY or files >= _LEAST_FILES
+    yield judged("open files", enough, f"{files}", "raise it with `ulimit -Hn`")
 
 
 def _retention(settings: Settings) -> Finding:
