@@ -68,6 +68,11 @@ class WatchedCursor(psycopg2.extensions.cursor):
         with _watchdog.watching(self.connection):
             super().execute(query, vars)
 
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        """Execute for each, and raise OperationalError when no answer comes in time for all."""
+        with _watchdog.watching(self.connection):
+            super().executemany(query, vars_list)
+
     def copy_expert(self, sql: Any, file: Any, size: int = 8_192) -> None:
         """Copy, and raise OperationalError when no answer comes."""
         with _watchdog.watching(self.connection):

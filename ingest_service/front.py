@@ -72,8 +72,19 @@ class Front:
         return "none"
 
     def _let_end(self, server: grpc.aio.Server) -> None:
-        self._ending[server] = asyncio.create_task(_end(server, _GRACE))
-        self._ending[server].add_done_callback(lambda _: self._ending.pop(server))
+        # Connections are of two servers at most: those before it end at once.
+        for before in [*self._ending]:
+            self._ending.pop(before).cancel()
+            self._begin_end(before, 0)
+        self._begin_end(server, _GRACE)
+
+    def _begin_end(self, server: grpc.aio.Server, seconds: float) -> None:
+        def forget(ended: asyncio.Task[None]) -> None:
+            if self._ending.get(server) is ended:
+                del self._ending[server]
+
+        self._ending[server] = asyncio.create_task(_end(server, seconds))
+        self._ending[server].add_done_callback(forget)
 
     async def _replace(self) -> None:
         for _ in range(_ATTEMPTS):

@@ -17,8 +17,16 @@ import structlog
 from eventstore.accept import Verdicts
 from eventstore.errors import LockedError, TransientStorageError
 from eventstore.settings import Settings
-from eventstore.values import KeysByUser, Submission
-from ingest_service.errors import Draining, IngestError, Overloaded, StorageUnavailable
+from eventstore.values import KeyConflict, KeysByUser, NotStorable, Submission
+from ingest_service.errors import (
+    Draining,
+    FieldInvalid,
+    IdempotencyConflict,
+    IngestError,
+    Overloaded,
+    StorageUnavailable,
+    Violation,
+)
 from ingest_service.writer import Writer
 
 log = structlog.get_logger()
@@ -241,3 +249,14 @@ class Intake:
     def _all_waiting(self) -> Iterator[_Waiting]:
         while (waiting := self._taken()) is not None:
             yield waiting
+
+
+def raise_refusals(verdicts: Verdicts, field: str) -> None:
+    """Raise what refuses an atomic submission; `field` has a place for the event's position."""
+    for index, verdict in verdicts.items():
+        if isinstance(verdict, KeyConflict):
+            raise IdempotencyConflict(verdict.event_id, index)
+        if isinstance(verdict, NotStorable):
+            # A batch is refused as a whole, and nobody knows which of its events it was.
+            path = field.format(index) if len(verdicts) == 1 else field.removesuffix("[{}]")
+            raise FieldInvalid([Violation(path, verdict.reason)])

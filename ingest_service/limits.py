@@ -1,9 +1,10 @@
 """What one user may take: events, bytes and reads a second, streams at once, PENDING events."""
 
 import asyncio
+import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -24,6 +25,7 @@ _USERS = 100_000
 _PAUSE = 1.0
 _LONGEST_PAUSE = 10.0
 _PAUSE_FACTOR = 4.0
+_PENDING = "PENDING events"
 
 
 class TokenBuckets:
@@ -73,25 +75,39 @@ class UserLimits:
         self._most_streams = settings.user_streams
         self._streams: Counter[str] = Counter()
         self._most_pending = settings.user_pending_events
-        #: Users who had that many when it was last counted.
-        self._full: frozenset[str] = frozenset()
+        #: Users who had that many when it was last counted, and since when, in seconds of the
+        #: monotonic clock.
+        self._full: dict[str, float] = {}
 
     def admit(self, user_id: str) -> None:
         """Raise RateLimited when the user may not submit now; `charge` follows what is taken."""
         if self.is_full(user_id):
-            raise RateLimited("PENDING events", _PAUSE)
+            raise RateLimited(_PENDING, _PAUSE)
         wait = self.submit_wait(user_id)
         if wait:
             raise RateLimited("events or bytes a second", wait)
 
     def is_full(self, user_id: str) -> bool:
-        """Whether the user has as many PENDING events as it may, or had when they were counted."""
+        """Whether the user had as many PENDING events as it may when they were last counted."""
         return user_id in self._full
 
+    def admit_message(self, user_id: str) -> None:
+        """Raise RateLimited for what a stream sends although its user is full, and not just now.
+
+        A stream that goes on all the time is not read then, see `room`.
+        """
+        if self._full and time.monotonic() - self._full.get(user_id, math.inf) > _PAUSE:
+            raise RateLimited(_PENDING, _PAUSE)
+
+    async def room(self, user_id: str, until: float, check: Callable[[], None]) -> None:
+        """Wait while the user is full, until a time at most; `check` may raise meanwhile."""
+        while self.is_full(user_id) and time.monotonic() < until:
+            await asyncio.sleep(_PAUSE)
+            check()
+
     def submit_wait(self, user_id: str) -> float:
-        """Return the seconds until the user may submit, 0 for now."""
-        pending = _PAUSE if self.is_full(user_id) else 0.0
-        return max(pending, self._events.wait(user_id), self._bytes.wait(user_id))
+        """Return the seconds until the user's rates let it submit, 0 for now."""
+        return max(self._events.wait(user_id), self._bytes.wait(user_id))
 
     def charge(self, user_id: str, *, events: int, size: int) -> None:
         """Count what was submitted, whether it was within the limits or not."""
@@ -123,9 +139,10 @@ class UserLimits:
         while self._most_pending:
             began = time.monotonic()
             try:
-                self._full = await reader.read(
+                full = await reader.read(
                     "", reading.users_with_pending, at_least=self._most_pending
                 )
+                self._full = {user: self._full.get(user, time.monotonic()) for user in full}
             except Exception as error:  # noqa: BLE001  # it must not be the last count
                 # Who had too many has them still, as far as we know.
                 log.warning("pending_not_counted", error=type(error).__name__)

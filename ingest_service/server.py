@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import grpc
@@ -106,7 +107,9 @@ def raise_open_files(settings: Settings) -> None:
     needed = 2 * settings.max_connections + _OWN_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        # Where the kernel allows less than it says, there are fewer connections.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _open_files() -> int:

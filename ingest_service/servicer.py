@@ -11,10 +11,9 @@ import grpc
 import structlog
 
 from eventstore import reading
-from eventstore.accept import Verdicts
 from eventstore.reading import NEWEST, Filters
 from eventstore.settings import Settings
-from eventstore.values import EventStatus, KeyConflict, NotStorable, Submission
+from eventstore.values import EventStatus, Submission
 from ingest.v1 import event_pb2, ingest_service_pb2_grpc
 from ingest.v1 import ingest_service_pb2 as pb
 from ingest_service.answers import Context
@@ -25,11 +24,10 @@ from ingest_service.errors import (
     Draining,
     EventNotFound,
     FieldInvalid,
-    IdempotencyConflict,
     Violation,
 )
 from ingest_service.idle import IdleWatch, idle_watch
-from ingest_service.intake import Intake
+from ingest_service.intake import Intake, raise_refusals
 from ingest_service.limits import UserLimits
 from ingest_service.offload import Offload
 from ingest_service.pagetokens import make_page_token, read_page_token
@@ -92,20 +90,27 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
     ) -> pb.StreamEventsResponse:
         """Store the events of a stream as they come."""
         principal = current_principal.get()
+        user_id = principal.user.id
         end = time.monotonic() + self._settings.stream_max_seconds
         stream = StreamIntake(
             self._intake, self._decoder, principal.user, self._limits, self._offload, ends_at=end
         )
-        with self._limits.stream(principal.user.id):
+        with self._limits.stream(user_id):
             try:
                 async with self._watched() as idle:
-                    # Read from the context: the iterator, a generator, costs more than all of this.
-                    while (wire := await context.read()) is not grpc.aio.EOF:
+                    while time.monotonic() < end:
+                        if self._limits.is_full(user_id):
+                            with idle.paused():
+                                await self._limits.room(user_id, end, principal.require_alive)
+                            continue
+                        # From the context: the iterator is a generator around it, and costs more
+                        # than all that is done here with a message.
+                        wire = await context.read()
+                        if wire is grpc.aio.EOF:
+                            break
                         idle.note()
                         principal.require_alive()
-                        if self._limits.is_full(principal.user.id):
-                            with idle.paused():
-                                await stream.wait()
+                        self._limits.admit_message(user_id)
                         # Not reading is what slows the client down (HTTP/2 flow control).
                         if len(wire) > _LARGE:
                             with idle.paused():
@@ -114,8 +119,6 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                         elif stream.take(wire):
                             with idle.paused():
                                 await stream.wait()
-                        if time.monotonic() >= end:
-                            break
             except TimeoutError:
                 await stream.finish()
                 if self._is_draining:
@@ -127,7 +130,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             summary = await stream.finish()
         log.info(
             "stream_accepted",
-            user_id=principal.user.id,
+            user_id=user_id,
             accepted=summary.accepted,
             duplicates=summary.duplicates,
             rejected=summary.rejected,
@@ -284,17 +287,7 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
             # What is refused only now was decoded, and costs as much.
             self._limits.charge(user_id, events=len(submission.events), size=size)
         verdicts = await answer
-        _raise_refusals(verdicts, field)
+        raise_refusals(verdicts, field)
         return encode_receipts(
             (index, event, verdicts.get(index)) for index, event in enumerate(submission.events)
         )
-
-
-def _raise_refusals(verdicts: Verdicts, field: str) -> None:
-    for index, verdict in verdicts.items():
-        if isinstance(verdict, KeyConflict):
-            raise IdempotencyConflict(verdict.event_id, index)
-        if isinstance(verdict, NotStorable):
-            # A batch is refused as a whole, and nobody knows which of its events it was.
-            path = field.format(index) if len(verdicts) == 1 else field.removesuffix("[{}]")
-            raise FieldInvalid([Violation(path, verdict.reason)])

@@ -15,7 +15,6 @@ from eventstore.values import (
     NotStorable,
     Submission,
     User,
-    Verdict,
 )
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import StreamEventsResponse
@@ -59,10 +58,6 @@ class _Group(NamedTuple):
     rows: list[NewEvent]
     positions: Sequence[int]
     answer: "asyncio.Future[Verdicts]"
-
-
-def _is_stored(decided: tuple[int, NewEvent, Verdict | None]) -> bool:
-    return not isinstance(decided[2], KeyConflict | NotStorable)
 
 
 class StreamIntake:
@@ -118,30 +113,32 @@ class StreamIntake:
         """Take a message that takes long to decode, after those before it; raises IngestError."""
         while self._gathered or self._parsed:
             await self._advance()
-        for piece in cut(wire, _MOST_EVENTS):
-            try:
-                rows, refused = await self._offload.run(
-                    self._user.id, partial(self._decode_piece, piece)
-                )
-            except asyncio.CancelledError:
-                # What is taken back while it is decoded costs all the same.
-                self._limits.charge(self._user.id, events=1, size=len(piece))
-                raise
-            # Whoever else waits for the same may have been quicker: looked at again at the end.
-            while (
-                full := sum(len(group.rows) for group in self._under_way) >= _MOST_UNDER_WAY
-            ) or not self._intake.has_room:
-                if full:
-                    await self._advance()
-                else:
-                    await self._intake.room()
-            if self._failure is not None:
-                raise self._failure
-            self._hand_in(rows, refused, len(piece))
+        left = len(wire)
+        try:
+            for piece in cut(wire, _MOST_EVENTS):
+                await self._take_piece(piece)
+                left -= len(piece)
+        except (asyncio.CancelledError, FieldInvalid):
+            # What does not parse, or is taken back meanwhile, costs all the same.
+            self._limits.charge(self._user.id, events=1, size=left)
+            raise
+
+    async def _take_piece(self, piece: bytes) -> None:
+        rows, refused = await self._offload.run(self._user.id, partial(self._decode_piece, piece))
+        # Whoever else waits for the same may have been quicker: looked at again at the end.
+        while (
+            full := sum(len(group.rows) for group in self._under_way) >= _MOST_UNDER_WAY
+        ) or not self._intake.has_room:
+            if full:
+                await self._advance()
+            else:
+                await self._intake.room()
+        if self._failure is not None:
+            raise self._failure
+        self._hand_in(rows, refused, len(piece))
 
     async def wait(self) -> None:
-        """Wait for room, and for the user's share; raises what a commit raised."""
-        self._overdrawn = self._overdrawn or self._limits.submit_wait(self._user.id)
+        """Wait until the next message may be taken; raises what a commit raised."""
         while self._must_wait:
             await self._advance()
 
@@ -198,6 +195,7 @@ class StreamIntake:
             rows, refused = self._decode(some)
         except IngestError as error:
             self._failure = error
+            self._limits.charge(self._user.id, events=1, size=self._parsed_size)
             return
         if some:
             self._hand_in(rows, refused, self._parsed_size * len(some) // len(self._parsed))
@@ -282,7 +280,7 @@ class StreamIntake:
             summary.receipts_truncated = True
         if room > 0:
             decided = zip(positions, rows, map(verdicts.get, range(len(rows))), strict=True)
-            stored = filter(_is_stored, decided) if refused else decided
+            stored = (one for one in decided if not isinstance(one[2], KeyConflict | NotStorable))
             summary.receipts.extend(encode_receipts(islice(stored, room)))
 
     def _reject(

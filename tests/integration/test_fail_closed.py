@@ -251,7 +251,9 @@ def test_the_limits_in_force_are_told_at_the_start(
     env: dict[str, str], start_service: Start
 ) -> None:
     """One line with every limit that a client can meet, and no secret."""
-    server = start_service(env | {"INGEST_USER_STREAMS": "7", "INGEST_STREAM_IDLE_SECONDS": "3"})
+    chosen = {"USER_STREAMS": "7", "STREAM_IDLE_SECONDS": "3", "USER_PENDING_EVENTS": "9"}
+    chosen["MAX_CONNECTIONS"] = "11"
+    server = start_service(env | {f"INGEST_{name}": value for name, value in chosen.items()})
     told = record(server.process, "server_limits")
 
     assert told is not None
@@ -276,7 +278,8 @@ def test_the_limits_in_force_are_told_at_the_start(
         "user_events_per_second": 0,
         "user_bytes_per_second": 0,
         "user_reads_per_second": 0,
-        "user_pending_events": 0,
+        "user_pending_events": 9,
+        "connections": 11,
         "waiting_rows": 20_000,
         "waiting_bytes": 6 << 20,
         "group_rows": 2_000,

@@ -99,6 +99,16 @@ def test_bad_events_are_paid_for_as_good_ones_are(limited: Service) -> None:
     assert batches == ["FIELD_INVALID", "RATE_LIMITED"]
 
 
+@pytest.mark.parametrize("size", [3_000_000, 60_000], ids=["large", "small"])
+def test_messages_of_a_stream_that_do_not_parse_are_paid_for(limited: Service, size: int) -> None:
+    sloppy = limited.caller()
+
+    for _ in range(1 + 250_000 // size):
+        assert refused(sloppy.wire_stream, [b"\xff" * size]).verdict[1] == "FIELD_INVALID"
+
+    assert refused(sloppy.submit, event()).verdict[1] == "RATE_LIMITED"
+
+
 def is_refused(caller: Caller, sent: EventInput | None = None) -> bool:
     try:
         caller.submit(sent or event())

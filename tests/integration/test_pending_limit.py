@@ -1,16 +1,19 @@
 """Who leaves too much to be processed waits, or is refused; nobody works here until told to."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import grpc
 import psycopg2
 import pytest
 
 from ingest.v1.event_pb2 import EventInput
+from tests.hostile.vitals import rss
 from tests.kit.caller import Caller, Refusal, event, refusal_of, refused
 from tests.kit.server import (
     DATABASES,
@@ -88,45 +91,82 @@ def test_who_has_too_many_pending_events_is_refused_until_they_are_processed(
     eventually(lambda: is_taken(greedy), timeout=10, interval=0.1)
 
 
-def test_a_stream_waits_until_they_are_processed(bounded: Service) -> None:
+def processed(service: Service, caller: Caller, streams: Sequence[Future[Any]]) -> bool:
+    """Process what there is, and return whether the streams are done."""
+    service.process_all(caller)
+    return all(stream.done() for stream in streams)
+
+
+def test_a_stream_waits_unread_until_they_are_processed(bounded: Service) -> None:
+    """What it sends meanwhile stays with the client, or in gRPC's buffers."""
     greedy = bounded.caller()
     greedy.batch([event()] * _MOST)
     refusal_in_time(greedy)
-    before = greedy.counts()
-    with ThreadPoolExecutor(1) as pool:
-        stream = pool.submit(greedy.stream, [[event()] * 3])
-        count_again(bounded)
-        assert greedy.counts() == before
-        assert not stream.done()
-        bounded.process_all(greedy)
-
-        assert stream.result(10).accepted == 3
-
-
-def test_a_stream_that_is_open_takes_no_message_of_a_user_who_has_too_many(
-    bounded: Service,
-) -> None:
-    """Neither a small one nor a large one; each is taken when there is room."""
-    greedy = bounded.caller()
-    messages: list[SimpleQueue[list[EventInput] | None]] = [SimpleQueue(), SimpleQueue()]
-    large = [event(payload="x" * 1_000)] * 100
-    with ThreadPoolExecutor(2) as pool:
-        streams = [pool.submit(greedy.stream, iter(one.get, None)) for one in messages]
-        for one in messages:
-            one.put([event()])
-        eventually(lambda: greedy.counts() == {"PENDING": 2})
-        greedy.batch([event()] * (_MOST - 2))
-        refusal_in_time(greedy)
-        before = greedy.counts()
-        for one, sent in zip(messages, ([event()] * 50, large), strict=True):
-            one.put(sent)
-            one.put(None)
+    before, memory = greedy.counts(), rss(bounded)
+    large = [event(payload="x" * 1_000_000)] * 3
+    with ThreadPoolExecutor(20) as pool:
+        streams = [pool.submit(greedy.stream, [large]) for _ in range(20)]
         count_again(bounded)
         assert greedy.counts() == before
         assert not any(stream.done() for stream in streams)
+        assert rss(bounded) - memory < 30 << 20
         bounded.process_all(greedy)
 
-        assert [stream.result(10).accepted for stream in streams] == [51, 101]
+        assert streams[0].result(15).accepted == 3
+        eventually(lambda: processed(bounded, greedy, streams))
+    assert sum(stream.result().accepted for stream in streams) == 60
+
+
+def test_a_stream_that_was_quiet_is_refused_like_a_call_when_there_are_too_many(
+    bounded: Service,
+) -> None:
+    """One that goes on all the time is not: it is not read any more."""
+    greedy = bounded.caller()
+    messages: SimpleQueue[list[EventInput] | None] = SimpleQueue()
+    with ThreadPoolExecutor(2) as pool:
+        quiet = pool.submit(refused, greedy.stream, iter(messages.get, None))
+        messages.put([event()])
+        eventually(lambda: greedy.counts() == {"PENDING": 1})
+        busy = pool.submit(greedy.stream, ([event()] for _ in range(30_000)), 60)
+        refusal_in_time(greedy)
+        count_again(bounded)
+        count_again(bounded)
+        before = greedy.counts()
+        messages.put([event()] * 50)
+        refusal = quiet.result(10)
+        messages.put(None)
+
+        assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+        assert greedy.counts() == before
+        eventually(lambda: processed(bounded, greedy, [busy]), timeout=60)
+        assert busy.result().accepted == 30_000
+
+
+def test_a_stream_that_waits_ends_with_its_token(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Nothing that it sent meanwhile is stored when there is room again."""
+    revoked = tmp_path / "revoked.json"
+    revoked.write_text("{}")
+    env = settings_for(
+        database_url,
+        redis_url,
+        USER_PENDING_EVENTS=str(_MOST),
+        JWT_REVOCATION_FILE=str(revoked),
+    )
+    with running(tmp_path / "server", env) as server:
+        stolen, other = server.caller("greedy", jti="stolen"), server.caller("greedy", jti="other")
+        stolen.batch([event()] * _MOST)
+        refusal_in_time(stolen)
+        before = other.counts()
+        with ThreadPoolExecutor(1) as pool:
+            stream = pool.submit(refused, stolen.stream, [[event()] * 3])
+            count_again(server)
+            revoked.write_text(json.dumps({"jti": ["stolen"]}))
+            refusal = stream.result(8)
+        assert other.counts() == before
+
+    assert refusal.verdict == ("UNAUTHENTICATED", "TOKEN_INVALID")
 
 
 def test_while_nothing_can_be_counted_the_last_count_stands(
