@@ -218,4 +218,4 @@ def test_processes_whose_parent_is_killed_while_they_start_end_too(
     process.kill()
     process.wait()
 
-    eventually(lambda: all(map(has_ended, children)), timeout=20)
+    eventually(lambda: all(map(has_ended, children)), timeout=8)
