@@ -1,15 +1,12 @@
 """Writes a group of submissions in the caller's transaction: users, idempotency keys, events."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, func
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection
 
 from eventstore.bulk import bulk
-from eventstore.clock import in_seconds
 from eventstore.errors import ContentionError
-from eventstore.schema import users
 from eventstore.values import (
     Duplicate,
     EventStatus,
@@ -49,7 +46,8 @@ def accept(
     all may be well when it is tried again and not `far`.
     """
     if unseen:
-        upsert_users(connection, unseen)
+        by_id = {user.id: user for user in unseen}
+        bulk(connection).upsert_users(connection, [by_id[user_id] for user_id in sorted(by_id)])
     verdicts: list[Verdicts] = [{} for _ in submissions]
     rows = [event for submission in submissions for event in submission.events]
     first: dict[IdempotencyKey, NewEvent] = {}
@@ -90,26 +88,6 @@ def is_one_statement(
     if not _has_keys(submissions):
         return True
     return _go_together(connection, submissions, far=far) and not _has_batches(submissions)
-
-
-def upsert_users(connection: Connection, seen: Iterable[User]) -> None:
-    """Write the users that are new, and e-mail address and last_seen_at of the others."""
-    insert = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(users)
-    statement = insert.values(first_seen_at=in_seconds(0), last_seen_at=in_seconds(0))
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[users.c.id],
-            set_={
-                # A token without an address does not erase the known one.
-                "email": func.coalesce(func.nullif(insert.excluded.email, ""), users.c.email),
-                "last_seen_at": insert.excluded.last_seen_at,
-            },
-        ),
-        [
-            {"id": user.id, "issuer": user.issuer, "subject": user.subject, "email": user.email}
-            for user in sorted(seen, key=lambda user: user.id)
-        ],
-    )
 
 
 def _has_keys(submissions: Sequence[Submission]) -> bool:

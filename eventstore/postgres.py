@@ -22,6 +22,7 @@ from eventstore.values import (
     KeyHolder,
     NewEvent,
     PendingEvent,
+    User,
 )
 
 _COPY = f"COPY events ({COLUMNS}) FROM STDIN"
@@ -38,6 +39,15 @@ _INSERT_ONE = Prepared(
     _ROW_TYPES,
     f"INSERT INTO events ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",  # noqa: S608
 )
+
+#: A token without an address does not erase the known one.
+_UPSERT_USERS = """
+INSERT INTO users (id, issuer, subject, email, first_seen_at, last_seen_at)
+SELECT *, statement_timestamp(), statement_timestamp()
+FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[])
+ON CONFLICT (id) DO UPDATE
+SET email = coalesce(nullif(excluded.email, ''), users.email), last_seen_at = excluded.last_seen_at
+"""
 
 _INSERT_KEYS = Prepared("ingest_keys", "uuid[], text[], uuid[], bytea[], timestamptz[]", """
 INSERT INTO idempotency_keys (user_id, key, event_id, fingerprint, received_at)
@@ -170,6 +180,15 @@ def insert_keyed(
     with connection.connection.cursor() as cursor:  # type: ignore[attr-defined]
         cursor.execute(execute, arguments)
         return {written for (written,) in cursor}
+
+
+def upsert_users(connection: Connection, seen: Sequence[User]) -> None:
+    """Write the users that are new, and e-mail address and last_seen_at of the others.
+
+    `seen` is sorted by id and names nobody twice. One round trip, however many they are.
+    """
+    columns = zip(*((user.id, user.issuer, user.subject, user.email) for user in seen), strict=True)
+    connection.exec_driver_sql(_UPSERT_USERS, tuple(map(list, columns)))
 
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:

@@ -13,10 +13,12 @@ from sqlalchemy import (
     Connection,
     and_,
     delete,
+    func,
     insert,
     select,
     update,
 )
+from sqlalchemy.dialects import sqlite as dialect
 
 from eventstore.clock import SQLITE_NOW, in_seconds
 from eventstore.schema import events, idempotency_keys, microseconds, users
@@ -29,6 +31,7 @@ from eventstore.values import (
     KeyHolder,
     NewEvent,
     PendingEvent,
+    User,
 )
 
 #: SQLite's default limit of bound variables is 32,766 since 3.32.
@@ -91,6 +94,24 @@ def insert_events(connection: Connection, rows: Sequence[NewEvent], next_attempt
             start += count
     if start < len(values):
         connection.exec_driver_sql(_INSERT, values[start:])
+
+
+def upsert_users(connection: Connection, seen: Sequence[User]) -> None:
+    """Write the users that are new, and e-mail address and last_seen_at of the others."""
+    new = dialect.insert(users).values(first_seen_at=in_seconds(0), last_seen_at=in_seconds(0))
+    connection.execute(
+        new.on_conflict_do_update(
+            index_elements=[users.c.id],
+            set_={
+                "email": func.coalesce(func.nullif(new.excluded.email, ""), users.c.email),
+                "last_seen_at": new.excluded.last_seen_at,
+            },
+        ),
+        [
+            {"id": user.id, "issuer": user.issuer, "subject": user.subject, "email": user.email}
+            for user in seen
+        ],
+    )
 
 
 def insert_keys(connection: Connection, rows: Sequence[NewEvent]) -> set[str]:

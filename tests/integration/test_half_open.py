@@ -8,11 +8,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2.extensions
 import pytest
+from sqlalchemy import func, select
 
+from eventstore.accept import accept
+from eventstore.schema import users
 from eventstore.watchdog import WatchedConnection, WatchedCursor
 from tests.kit.caller import Refusal, event, refused
+from tests.kit.days import now
 from tests.kit.proxy import Point, Proxy
-from tests.kit.server import Service, running, settings_for
+from tests.kit.rows import new_user
+from tests.kit.server import Service, closing_engine, running, settings_for
 from tests.kit.waiting import eventually
 
 #: What asks the server nothing, or only forms what is sent by the others.
@@ -43,17 +48,22 @@ def line(database_url: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def served(database_url: str, redis_url: str, tmp_path: Path, line: Proxy) -> Iterator[Service]:
-    """A server at the other end of that line."""
+def url(database_url: str, line: Proxy) -> str:
+    """Where the database is, by that line."""
     parts = urlsplit(database_url)
     host = parts.netloc.replace(str(parts.port), str(line.port))
-    url = urlunsplit(parts._replace(netloc=host))
+    return urlunsplit(parts._replace(netloc=host))
+
+
+@pytest.fixture
+def served(url: str, redis_url: str, tmp_path: Path) -> Iterator[Service]:
+    """A server at the other end of the line."""
     with running(tmp_path / "server", settings_for(url, redis_url)) as server:
         yield server
 
 
 def test_newcomers_who_are_written_together_are_freed_too(served: Service, line: Proxy) -> None:
-    """Their users are written by one call of the driver; others are refused meanwhile, in time."""
+    """Their users are written first; others are refused meanwhile, in time."""
     known = served.caller()
     known.submit(event())
     newcomers = [served.caller() for _ in range(4)]
@@ -82,6 +92,19 @@ def test_newcomers_who_are_written_together_are_freed_too(served: Service, line:
 
     assert verdicts == {("UNAVAILABLE", "STORAGE_UNAVAILABLE")}
     assert max(took) <= 9
+
+
+def test_newcomers_are_written_in_time_over_a_slow_line_however_many_they_are(
+    url: str, line: Proxy
+) -> None:
+    """One by one they would take twenty seconds, and be cut off after six, again and again."""
+    newcomers = [new_user() for _ in range(200)]
+    with closing_engine(url) as engine, engine.begin() as connection:
+        line.latency = 0.05
+        accept(connection, [], unseen=[*newcomers, newcomers[0]], next_attempt=now())
+        written = connection.execute(select(func.count()).select_from(users)).scalar_one()
+
+    assert written == 200
 
 
 def test_every_way_to_ask_the_database_is_watched() -> None:
