@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 
 from sqlalchemy import Connection
 
@@ -46,7 +47,8 @@ def accept(
     all may be well when it is tried again and not `far`.
     """
     if unseen:
-        by_id = {user.id: user for user in unseen}
+        # Of one who is named twice, by a token with an address and by one without, the address.
+        by_id = {user.id: user for user in sorted(unseen, key=attrgetter("email"))}
         bulk(connection).upsert_users(connection, [by_id[user_id] for user_id in sorted(by_id)])
     verdicts: list[Verdicts] = [{} for _ in submissions]
     rows = [event for submission in submissions for event in submission.events]

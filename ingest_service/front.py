@@ -38,6 +38,7 @@ class Front:
         host, _, port = listen.rpartition(":")
         self._listen = f"{host}:{self.port}" if port == "0" else listen
         self._ending: dict[grpc.aio.Server, asyncio.Task[None]] = {}
+        self._hurried: set[grpc.aio.Server] = set()
         self._tally = Tally("warning")
 
     async def start(self) -> None:
@@ -47,8 +48,8 @@ class Front:
     async def keep(self) -> NoReturn:
         """Replace each server that ends by itself, until cancelled.
 
-        Its open calls go on for a while; its connections are told to close, as in a drain. Raises
-        ServerLost when the address cannot be had again.
+        Its open calls go on for a while, or until the next one ends; its connections are told to
+        close, as in a drain. Raises ServerLost when the address cannot be had again.
         """
         while True:
             cause = await self._cause_of_end()
@@ -61,7 +62,9 @@ class Front:
         for ending in self._ending.values():
             ending.cancel()
         servers = {self._server, *self._ending}
-        await asyncio.gather(*(_end(server, seconds) for server in servers))
+        endings = (_end(server, seconds) for server in servers)
+        # One that was about to be gone when its end was cancelled says that it was cancelled.
+        await asyncio.gather(*endings, return_exceptions=True)
 
     async def _cause_of_end(self) -> str:
         try:
@@ -72,8 +75,9 @@ class Front:
         return "none"
 
     def _let_end(self, server: grpc.aio.Server) -> None:
-        # Connections are of two servers at most: those before it end at once.
-        for before in [*self._ending]:
+        # Connections are of two servers at most: the open calls of one before it end at once.
+        for before in [one for one in self._ending if one not in self._hurried]:
+            self._hurried.add(before)
             self._ending.pop(before).cancel()
             self._begin_end(before, 0)
         self._begin_end(server, _GRACE)
@@ -82,6 +86,7 @@ class Front:
         def forget(ended: asyncio.Task[None]) -> None:
             if self._ending.get(server) is ended:
                 del self._ending[server]
+                self._hurried.discard(server)
 
         self._ending[server] = asyncio.create_task(_end(server, seconds))
         self._ending[server].add_done_callback(forget)

@@ -101,6 +101,8 @@ class IngestServicer(ingest_service_pb2_grpc.IngestServiceServicer):
                     while time.monotonic() < end:
                         if self._limits.is_full(user_id):
                             with idle.paused():
+                                # What was taken is committed, or the stream fails, before it waits.
+                                await stream.finish()
                                 await self._limits.room(user_id, end, principal.require_alive)
                             continue
                         # From the context: the iterator is a generator around it, and costs more

@@ -195,7 +195,8 @@ class StreamIntake:
             rows, refused = self._decode(some)
         except IngestError as error:
             self._failure = error
-            self._limits.charge(self._user.id, events=1, size=self._parsed_size)
+            if isinstance(error, FieldInvalid):
+                self._limits.charge(self._user.id, events=1, size=self._parsed_size)
             return
         if some:
             self._hand_in(rows, refused, self._parsed_size * len(some) // len(self._parsed))

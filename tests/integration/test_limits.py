@@ -103,7 +103,7 @@ def test_bad_events_are_paid_for_as_good_ones_are(limited: Service) -> None:
 def test_messages_of_a_stream_that_do_not_parse_are_paid_for(limited: Service, size: int) -> None:
     sloppy = limited.caller()
 
-    for _ in range(1 + 250_000 // size):
+    for _ in range(1 + 900_000 // size):
         assert refused(sloppy.wire_stream, [b"\xff" * size]).verdict[1] == "FIELD_INVALID"
 
     assert refused(sloppy.submit, event()).verdict[1] == "RATE_LIMITED"

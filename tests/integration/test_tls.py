@@ -63,6 +63,12 @@ def served(server: Service, credentials: grpc.ChannelCredentials | None) -> bool
         return Caller(channel, make_token()).is_served()
 
 
+def client_credentials(authority: Authority, clients: Authority) -> grpc.ChannelCredentials:
+    """Trust the one authority, and show a certificate of the other."""
+    certificate, key = clients.issue("client")
+    return grpc.ssl_channel_credentials(authority.pem, key, certificate)
+
+
 def self_signed() -> tuple[bytes, bytes]:
     """A certificate that vouches for itself, and its key."""
     alone = Authority("localhost")
@@ -193,29 +199,25 @@ def test_a_new_client_authority_is_taken_over_and_a_spoilt_one_is_not(
     ca_file.write_bytes(old.pem)
     server = start_service(tls_env | {"INGEST_TLS_CLIENT_CA_FILE": str(ca_file)})
 
-    def credentials(issuer: Authority) -> grpc.ChannelCredentials:
-        certificate, key = issuer.issue("client")
-        return grpc.ssl_channel_credentials(authority.pem, key, certificate)
-
     def replace(content: bytes) -> None:
         ca_file.with_suffix(".new").write_bytes(content)
         ca_file.with_suffix(".new").replace(ca_file)
 
     for spoilt in (b"", b"\n", b"no certificate", old.pem[:-40]):
         replace(spoilt)
-        assert served(server, credentials(old)), spoilt
+        assert served(server, client_credentials(authority, old)), spoilt
     ca_file.unlink()
-    assert served(server, credentials(old))
+    assert served(server, client_credentials(authority, old))
     told = [line for line in server.process.stderr().splitlines() if "tls_files_unread" in line]
     assert "INGEST_TLS_CLIENT_CA_FILE must hold PEM certificates" in told[0]
     assert len(told) == 2
 
     replace(new.pem)
-    assert served(server, credentials(new))
-    assert not served(server, credentials(old))
+    assert served(server, client_credentials(authority, new))
+    assert not served(server, client_credentials(authority, old))
     replace(old.pem + new.pem)
-    assert served(server, credentials(old))
-    assert served(server, credentials(new))
+    assert served(server, client_credentials(authority, old))
+    assert served(server, client_credentials(authority, new))
 
 
 def test_files_of_the_same_time_are_taken_over(
@@ -402,12 +404,6 @@ def test_files_that_are_replaced_one_by_one_let_somebody_in_at_each_step(
         assert serial_of(server, authority) == new != shown
         shown = new
         assert served(server, client_credentials(authority, clients))
-
-
-def client_credentials(authority: Authority, clients: Authority) -> grpc.ChannelCredentials:
-    """Trust the one authority, and show a certificate of the other."""
-    certificate, key = clients.issue("client")
-    return grpc.ssl_channel_credentials(authority.pem, key, certificate)
 
 
 def test_a_link_to_a_folder_that_is_changed_over_takes_all_files_along(
