@@ -116,25 +116,21 @@ def test_others_are_answered_while_large_answers_are_encoded(busy: Service) -> N
     health, greedy, modest = health_pb2_grpc.HealthStub(busy.channel), busy.caller(), busy.caller()
     for _ in range(20):
         greedy.submit(event(payload={"a": [1] * 12_000}))
-    took, slowest = [], 0.0
-
-    def read() -> None:
-        for _ in range(4):
+    shares = []
+    for _ in range(4):
+        reader = threading.Thread(target=greedy.list, kwargs={"page_size": 1_000})
+        started, slowest = time.monotonic(), 0.0
+        reader.start()
+        while reader.is_alive():
             began = time.monotonic()
-            greedy.list(page_size=1_000)
-            took.append(time.monotonic() - began)
+            health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]  # a stub's
+            modest.submit(event())
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(0.01)  # to leave the machine to the server
+        shares.append(slowest / (time.monotonic() - started))
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    while reader.is_alive():
-        began = time.monotonic()
-        health.Check(health_pb2.HealthCheckRequest(), timeout=5)  # type: ignore[attr-defined]  # a stub's
-        modest.submit(event())
-        slowest = max(slowest, time.monotonic() - began)
-        time.sleep(0.01)  # to leave the machine to the server
-
-    assert len(took) == 4
-    assert slowest < min(took) / 2, f"{slowest:.2f} of {min(took):.2f} s"
+    # Something else may keep the machine from answering during one of them, and not during all.
+    assert min(shares) < 1 / 3, shares
 
 
 def test_large_calls_of_one_user_leave_others_room(busy: Service) -> None:
