@@ -43,6 +43,7 @@ class Certificates:
         self._client_ca = settings.tls_client_ca_file
         self._aside = Aside("tls-files")
         self._problem = ""
+        # Names a file that is not there, which looking at its time would not.
         check_tls_files(settings)
         try:
             self._loaded = self._load()

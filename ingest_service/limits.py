@@ -102,7 +102,7 @@ class UserLimits:
     async def room(self, user_id: str, until: float, check: Callable[[], None]) -> None:
         """Wait while the user is full, until a time at most; `check` may raise meanwhile."""
         while self.is_full(user_id) and time.monotonic() < until:
-            await asyncio.sleep(_PAUSE)
+            await asyncio.sleep(_PAUSE)  # as often as they are counted
             check()
 
     def submit_wait(self, user_id: str) -> float:

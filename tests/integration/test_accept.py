@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from eventstore.accept import Verdicts, accept
-from eventstore.schema import events, idempotency_keys
+from eventstore.schema import events, idempotency_keys, users
 from eventstore.values import Duplicate, EventStatus, KeyConflict, NewEvent, Submission, User
 from ingest_service.ids import EventIds
+from tests.kit.rows import new_user
 from tests.kit.server import closing_engine
 
 NOW = datetime.now(UTC)
@@ -254,3 +255,18 @@ def test_a_key_outlives_its_event_and_does_not_guess_how_that_ended(store: Engin
     (verdicts,) = write(store, submission(made("one", "k")))
 
     assert verdicts == {0: Duplicate(first.id, NOW, None)}
+
+
+@pytest.mark.parametrize("emails", [("", "a@b.example"), ("a@b.example", "")])
+def test_an_address_wins_over_none_in_one_group_too(store: Engine, emails: tuple[str, str]) -> None:
+    user = new_user()
+    odd = new_user()._replace(subject='it\'s "odd" \\ %s {é}', email="'%@\\x.example")
+    same = [user._replace(email=email) for email in emails]
+    with store.begin() as connection:
+        accept(connection, [], unseen=[*same, odd], next_attempt=NOW)
+        found = connection.execute(select(users.c.id, users.c.subject, users.c.email)).all()
+
+        assert {row[0]: tuple(row[1:]) for row in found} == {
+            user.id: (user.subject, "a@b.example"),
+            odd.id: (odd.subject, odd.email),
+        }

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import grpc
 import psycopg2.extensions
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import func, select
 
 from eventstore.accept import accept
 from eventstore.schema import users
@@ -113,21 +113,6 @@ def test_newcomers_are_written_in_time_over_a_slow_line_however_many_they_are(
         written = connection.execute(select(func.count()).select_from(users)).scalar_one()
 
     assert written == 200
-
-
-@pytest.mark.parametrize("emails", [("", "a@b.example"), ("a@b.example", "")])
-def test_an_address_wins_over_none_in_one_group_too(store: Engine, emails: tuple[str, str]) -> None:
-    user = new_user()
-    odd = new_user()._replace(subject='it\'s "odd" \\ %s {é}', email="'%@\\x.example")
-    same = [user._replace(email=email) for email in emails]
-    with store.begin() as connection:
-        accept(connection, [], unseen=[*same, odd], next_attempt=now())
-        found = connection.execute(select(users.c.id, users.c.subject, users.c.email)).all()
-
-        assert {row[0]: tuple(row[1:]) for row in found} == {
-            user.id: (user.subject, "a@b.example"),
-            odd.id: (odd.subject, odd.email),
-        }
 
 
 def test_every_way_to_ask_the_database_is_watched() -> None:

@@ -63,9 +63,11 @@ def served(server: Service, credentials: grpc.ChannelCredentials | None) -> bool
         return Caller(channel, make_token()).is_served()
 
 
-def client_credentials(authority: Authority, clients: Authority) -> grpc.ChannelCredentials:
+def client_credentials(
+    authority: Authority, clients: Authority, days: int = 1
+) -> grpc.ChannelCredentials:
     """Trust the one authority, and show a certificate of the other."""
-    certificate, key = clients.issue("client")
+    certificate, key = clients.issue("client", days=days)
     return grpc.ssl_channel_credentials(authority.pem, key, certificate)
 
 
@@ -175,17 +177,11 @@ def test_with_a_client_authority_a_certificate_is_needed_besides_the_token(
     ca_file.write_bytes(clients.pem)
     server = start_service(tls_env | {"INGEST_TLS_CLIENT_CA_FILE": str(ca_file)})
 
-    def credentials(issuer: Authority | None, days: int = 1) -> grpc.ChannelCredentials:
-        if issuer is None:
-            return grpc.ssl_channel_credentials(authority.pem)
-        certificate, key = issuer.issue("client", days=days)
-        return grpc.ssl_channel_credentials(authority.pem, key, certificate)
-
-    assert served(server, credentials(clients))
-    assert not served(server, credentials(None))
-    assert not served(server, credentials(Authority("strangers")))
-    assert not served(server, credentials(Authority("clients")))
-    assert not served(server, credentials(clients, days=-1))
+    assert served(server, client_credentials(authority, clients))
+    assert not served(server, grpc.ssl_channel_credentials(authority.pem))
+    for strangers in (Authority("strangers"), Authority("clients")):
+        assert not served(server, client_credentials(authority, strangers))
+    assert not served(server, client_credentials(authority, clients, days=-1))
     certificate, key = self_signed()
     assert not served(server, grpc.ssl_channel_credentials(authority.pem, key, certificate))
 

@@ -53,7 +53,7 @@ async def test_what_has_not_begun_is_dropped_with_its_caller() -> None:
                 asyncio.create_task(offload.run(f"user {number}", large.use))
                 for number, large in enumerate(held)
             ]
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # each begins to wait
             for call in calls:
                 call.cancel()
                 with pytest.raises(asyncio.CancelledError):
