@@ -121,7 +121,7 @@ def test_calls_that_are_open_meanwhile_come_to_their_end(anyone: Service) -> Non
             eventually(lambda: replaced(anyone))
             made.feed(stream, STREAM, end=True)
             eventually(lambda: stream in made.ended())
-    assert made.ended() == {stream: "0"}
+        assert made.ended() == {stream: "0"}
     eventually(lambda: is_served(anyone))
     assert sum(anyone.caller(alice.subject).counts().values()) == 2
 
