@@ -71,7 +71,8 @@ def build_engine(
 
     `name` shows in pg_stat_activity. `keyed` is for connections whose every statement looks rows
     up by key; without it PostgreSQL reads whole partitions for the 500 rows of a group.
-    `guarded` limits the time of a statement; migrations go without.
+    `guarded` limits the time of a statement; migrations go without. What `options` of the URL set
+    stays, but for what is set here.
     Raises SettingsError for a database in memory.
     """
     parsed = normalise_url(url)
@@ -83,6 +84,8 @@ def build_engine(
     }
     if parsed.get_backend_name() == "sqlite":
         return _build_sqlite(parsed, pool_size, common)
+    named = parsed.query.get("options", ())
+    named_options = (named,) if isinstance(named, str) else named
     options = [
         "synchronous_commit=on",
         "timezone=UTC",
@@ -112,7 +115,9 @@ def build_engine(
             "keepalives_count": 3,
             "tcp_user_timeout": _TCP_TIMEOUT_MS,
             **({"connection_factory": WatchedConnection} if guarded else {}),
-            "options": " ".join(f"-c {option}" for option in options),
+            # What is copied is UTF-8, whatever PGCLIENTENCODING, the role or the database say.
+            "client_encoding": "UTF8",
+            "options": " ".join([*named_options, *(f"-c {option}" for option in options)]),
         },
         **common,
     )

@@ -50,7 +50,8 @@ def storage_errors() -> Iterator[None]:
         raise
     except DBAPIError as error:
         raise _translated(error.orig or error) from error
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, UnicodeDecodeError) as error:
+        # The last: why the database refuses to be connected to, told in another encoding than ours.
         raise TransientStorageError(type(error).__name__) from error
     except (psycopg2.Error, sqlite3.Error, ValueError) as error:
         raise _translated(error) from error

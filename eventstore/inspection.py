@@ -2,17 +2,36 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, func, inspect, select, text
 
 from eventstore.schema import REVISION
 
 #: Alembic's; made once, since SQLAlchemy keeps what it compiled for each of hundreds.
 _VERSION = Table("alembic_version", MetaData(), Column("version_num", String))
 
+#: The only encoding of a PostgreSQL database that holds every event.
+ENCODING = "UTF8"
+_READ_ONLY = text("SELECT current_setting('transaction_read_only')")
+
 #: What must be on for "committed" to mean "survives a power cut" (PostgreSQL manual, 20.5). Our
 #: connections switch synchronous_commit on for themselves, whatever is set for server, database and
 #: role; off here means that something in between keeps them from it.
 _DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
+
+#: What deploy/roles.sql grants, as far as it is needed.
+_LACKS = text("""
+SELECT privilege || ' on ' || name
+FROM (VALUES ('users', 'SELECT'), ('users', 'INSERT'), ('users', 'UPDATE'),
+             ('events', 'SELECT'), ('events', 'INSERT'), ('events', 'UPDATE'),
+             ('idempotency_keys', 'SELECT'), ('idempotency_keys', 'INSERT'),
+             ('idempotency_keys', 'DELETE')) AS needed (name, privilege)
+WHERE NOT has_table_privilege(name, privilege)
+UNION ALL
+SELECT 'EXECUTE on ' || proname
+FROM pg_proc
+WHERE oid IN ('ingest_ensure_partitions'::regproc, 'ingest_drop_partitions'::regproc)
+  AND NOT has_function_privilege(oid, 'EXECUTE')
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +50,10 @@ class DatabaseFacts:
     default_partition_used: bool
     #: Seconds for which the oldest pending event has been due, 0 when none is.
     overdue_seconds: float
+    #: Such as UTF8.
+    encoding: str
+    #: What our role has no right to, such as `INSERT on events`, that serving and working need.
+    lacks: tuple[str, ...]
     #: Whether our role may create tables, and change or drop ours, for which it need only have the
     #: rights of their owner. Serving and working need neither.
     may_create: bool
@@ -38,10 +61,22 @@ class DatabaseFacts:
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the schema is at the revision that this version was written for."""
+    """Whether the schema is at the revision that this version was written for, or a later one.
+
+    While versions change, the database is migrated first: a migration leaves the version before it
+    at work.
+    """
     if not inspect(connection).has_table(_VERSION.name):
         return False
-    return connection.scalars(select(_VERSION.c.version_num)).all() == [REVISION]
+    newest = connection.scalars(select(func.max(_VERSION.c.version_num))).one()
+    return bool(newest and newest >= REVISION)
+
+
+def is_writable(connection: Connection) -> bool:
+    """Whether the database takes writes: a standby does not, nor what was set to read only."""
+    if connection.dialect.name != "postgresql":
+        return True
+    return bool(connection.execute(_READ_ONLY).scalar_one() == "off")
 
 
 def inspect_file(connection: Connection) -> tuple[str, str]:
@@ -52,6 +87,7 @@ def inspect_file(connection: Connection) -> tuple[str, str]:
 
 def inspect_database(connection: Connection) -> DatabaseFacts:
     """Read the facts; PostgreSQL with a current schema only."""
+    lacks = tuple(connection.execute(_LACKS).scalars())
     unsafe = tuple(
         name
         for name in _DURABILITY
@@ -70,6 +106,7 @@ def inspect_database(connection: Connection) -> DatabaseFacts:
                EXISTS (SELECT FROM events_default) AS default_partition_used,
                (SELECT greatest(0, coalesce(extract(epoch FROM now() - min(next_attempt_at)), 0))
                 FROM events WHERE status = 1)::float8 AS overdue_seconds,
+               current_setting('server_encoding') AS encoding,
                has_schema_privilege(current_schema(), 'CREATE') AS may_create,
                EXISTS (SELECT FROM pg_class
                        WHERE oid IN ('users'::regclass, 'events'::regclass,
@@ -77,4 +114,4 @@ def inspect_database(connection: Connection) -> DatabaseFacts:
                          AND pg_has_role(relowner, 'USAGE')) AS owns_tables
         """)
     ).one()
-    return DatabaseFacts(unsafe=unsafe, **row._mapping)  # noqa: SLF001  # public in spite of its name
+    return DatabaseFacts(unsafe=unsafe, lacks=lacks, **row._mapping)  # noqa: SLF001  # public in spite of its name

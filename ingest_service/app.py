@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from eventstore.clock import DatabaseClock
 from eventstore.engine import build_engine
 from eventstore.errors import storage_errors
-from eventstore.inspection import is_current
+from eventstore.inspection import is_current, is_writable
 from eventstore.settings import Settings
 from ingest_service.answers import Answers
 from ingest_service.auth import TokenVerifier, build_key_source
@@ -33,6 +33,7 @@ from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
 from ingest_service.server import build_server, limits_in_force, raise_open_files
 from ingest_service.servicer import IngestServicer
+from ingest_service.supervisor import ends
 from ingest_service.writer import Writer
 from worker.broker import build_broker
 from worker.dispatch import BackgroundDispatcher, Dispatcher
@@ -57,7 +58,7 @@ _DISPATCH_STOP_SECONDS = 2.0
 async def serve(
     settings: Settings, *, reuse_port: bool = False, on_ready: Callable[[int], None]
 ) -> None:
-    """Run the server against the configured database and broker, until SIGTERM or SIGINT.
+    """Run the server against the configured database and broker, until told to stop by a signal.
 
     `on_ready` gets the port, once calls are taken. Raises SettingsError for settings that cannot
     work.
@@ -209,9 +210,9 @@ async def _server(
 
 
 def _told_by_signals() -> asyncio.Event:
-    """Return what SIGTERM and SIGINT set; one that comes during the start is kept for later."""
+    """Return what the signals set; one that comes during the start is kept for later."""
     told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ends():
         asyncio.get_running_loop().add_signal_handler(number, told.set)
     return told
 
@@ -228,7 +229,7 @@ async def _told_to_stop(front: Front, told: asyncio.Event, *, again: bool = Fals
     finally:
         for task in waiting:
             task.cancel()
-        for number in () if again else (signal.SIGTERM, signal.SIGINT):
+        for number in () if again else ends():
             loop.remove_signal_handler(number)
             # SIGINT would be a KeyboardInterrupt, which cancels the calls: their clients would take
             # it for their own doing.
@@ -242,4 +243,4 @@ def _is_ready(connection: Connection, clock: DatabaseClock) -> bool:
     # Events are stamped before the intake first connects: not by this machine's wall clock.
     if not clock.synchronised:
         clock.synchronise(connection)
-    return is_current(connection)
+    return is_current(connection) and is_writable(connection)

@@ -90,6 +90,11 @@ def serve() -> None:
     settings.require_broker_url()
     settings.require_tls_off_loopback()
     if settings.processes > 1:
+        if not int(settings.listen.rpartition(":")[2]):
+            raise SettingsError(
+                "INGEST_LISTEN must name a port that is not 0 for several INGEST_PROCESSES: each"
+                " would have one of its own"
+            )
         from ingest_service.supervisor import supervise
 
         sys.exit(supervise(settings.processes, [sys.executable, "-m", "ingest_service", "serve"]))

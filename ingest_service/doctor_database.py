@@ -10,7 +10,14 @@ from sqlalchemy import select
 from eventstore.clock import in_seconds
 from eventstore.engine import build_engine, sqlite_file
 from eventstore.errors import StorageError, storage_errors
-from eventstore.inspection import DatabaseFacts, inspect_database, inspect_file, is_current
+from eventstore.inspection import (
+    ENCODING,
+    DatabaseFacts,
+    inspect_database,
+    inspect_file,
+    is_current,
+    is_writable,
+)
 from eventstore.settings import Settings, SettingsError
 from ingest_service.findings import Finding, Verdict, judged
 
@@ -56,6 +63,11 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 "schema", current, "current" if current else "old",
                 "run `ingest-service migrate`", fail=True,
             )  # fmt: skip
+            yield judged(
+                "writes", (writes := is_writable(connection)), "taken" if writes else "read only",
+                "name the primary in INGEST_DATABASE_URL, or reset default_transaction_read_only",
+                fail=True,
+            )  # fmt: skip
             if current and connection.dialect.name == "postgresql":
                 facts = inspect_database(connection)
                 yield from judge_postgres(
@@ -99,6 +111,11 @@ def judge_postgres(
         "use PostgreSQL 15 or later", fail=True,
     )  # fmt: skip
     yield judged(
+        "encoding", facts.encoding == ENCODING, facts.encoding,
+        f"not every event can be stored: make a database with ENCODING '{ENCODING}', and move the"
+        " events there", fail=True,
+    )  # fmt: skip
+    yield judged(
         "durability", not facts.unsafe, ", ".join(facts.unsafe) + " off" if facts.unsafe else "on",
         "a power cut loses acknowledged events: switch it on", fail=not allow_unsafe_durability,
     )  # fmt: skip
@@ -126,6 +143,10 @@ def judge_postgres(
         "workers are down or behind: look at their logs, start more",
     )  # fmt: skip
     rights = ["may create tables"] * facts.may_create + ["owns the tables"] * facts.owns_tables
+    yield judged(
+        "rights", not facts.lacks, f"lacks {', '.join(facts.lacks)}" if facts.lacks else "enough",
+        "run deploy/roles.sql for the role, as the one that migrates", fail=True,
+    )  # fmt: skip
     yield judged(
         "role", not rights, " and ".join(rights) or "no DDL",
         "serve and work with a role that may not (docs/threat-model.md)",

@@ -39,15 +39,23 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def supervise(count: int, command: Sequence[str]) -> int:
-    """Run `count` processes until SIGTERM or SIGINT; returns the exit code.
+def ends() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a server in good order: a lost terminal, too, but for nohup."""
+    hung_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hung_up)
 
-    A second signal ends them at once. A process that ends is started again. The processes are new
-    ones and no forks: gRPC does not survive a fork.
+
+def supervise(count: int, command: Sequence[str]) -> int:
+    """Run `count` processes until one of the signals that end a server; returns the exit code.
+
+    A second signal ends them at once. A process that ends is started again, and when one of the
+    first cannot work with its settings all end. The processes are new ones and no forks: gRPC does
+    not survive a fork.
     """
     environment = {**os.environ, _MARK: str(os.getpid()), "INGEST_PROCESSES": "1"}
     stopping = False
     children: list[subprocess.Popen[bytes]] = []
+    is_first = [True] * count
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
@@ -55,20 +63,22 @@ def supervise(count: int, command: Sequence[str]) -> int:
             child.kill()
         stopping = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ends():
         signal.signal(number, stop)
     # The command is our own interpreter and module.
     children += [subprocess.Popen(command, env=environment) for _ in range(count)]  # noqa: S603
     while not stopping:
         time.sleep(_POLL)
         for index, child in enumerate(children):
-            if child.poll() == _USAGE:
-                # Wrong settings are no better the next time.
+            if child.poll() == _USAGE and is_first[index]:
+                # Wrong settings are no better the next time. For those that come later they were
+                # right: a file may be half written at this moment, and the others go on.
                 stopping = True
             elif child.poll() is not None and not stopping:
                 log.error("server_process_ended", pid=child.pid, code=child.returncode)
                 time.sleep(_RESTART_PAUSE)
                 if not stopping:
+                    is_first[index] = False
                     children[index] = subprocess.Popen(command, env=environment)  # noqa: S603
     for child in children:
         child.terminate()

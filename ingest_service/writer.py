@@ -58,8 +58,8 @@ class Writer:
 
     def connect(self) -> None:
         """Connect before the first group needs it, which is late when the database is slow."""
-        # When this fails, the first group tries again and tells its callers.
-        with suppress(TransientStorageError), storage_errors():
+        # However this fails, the first group tries again and tells its callers.
+        with suppress(Exception):
             self._connected()
 
     def write(self, submissions: Sequence[Submission], *, hurried: bool = False) -> Written:

@@ -251,6 +251,8 @@ def test_an_old_postgresql_fails(version: int, verdict: str) -> None:
         partitions_ahead=8,
         default_partition_used=False,
         overdue_seconds=0.0,
+        encoding="UTF8",
+        lacks=(),
         may_create=False,
         owns_tables=False,
     )

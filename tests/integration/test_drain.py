@@ -72,11 +72,11 @@ def test_a_server_drains_under_load_and_loses_nothing_that_it_acknowledged(
     assert set(acknowledged) <= stored
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_all_processes_at_once_lets_them_drain(
     database_url: str, redis_url: str, processes: Processes, number: signal.Signals
 ) -> None:
-    """As Ctrl-C does, and systemd: each is told by it, and by their supervisor once more."""
+    """As Ctrl-C does, systemd, and a lost terminal: each hears it, and its supervisor once more."""
     service = two_processes(processes, database_url, redis_url)
     messages: SimpleQueue[Sequence[EventInput] | None] = SimpleQueue()
     alice = service.caller()

@@ -237,6 +237,26 @@ def test_it_goes_on_when_the_shell_that_started_it_is_gone(
         shell.kill_group()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_in_good_order(dev: Service, number: signal.Signals) -> None:
+    dev.process.send_signal(number)
+
+    assert dev.process.wait() == 0
+    assert record(dev.process, "server_stopped")
+
+
+def test_nohup_keeps_it_from_ending_with_its_terminal(tmp_path: Path, env: dict[str, str]) -> None:
+    nohup = ["nohup", str(BIN / "ingest-service"), "dev"]
+    kept = start_process(nohup, tmp_path, env=env, ready=lambda one: record(one, "server_started"))
+    try:
+        kept.send_signal(signal.SIGHUP)
+        kept.send_signal(signal.SIGTERM)
+        assert kept.wait() == 0
+        assert record(kept, "draining")
+    finally:
+        kept.kill_group()
+
+
 def test_a_signal_that_comes_during_the_start_ends_it_in_good_order(
     tmp_path: Path, env: dict[str, str]
 ) -> None:

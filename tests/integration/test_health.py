@@ -1,10 +1,14 @@
 """Readiness follows the database, liveness does not, and neither needs a token."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import urlsplit
 
 import grpc
+import psycopg2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sqlalchemy import Engine, text
 
 from eventstore import migrations
 from tests.hostile.frames import connections, message
@@ -86,6 +90,48 @@ def test_a_database_without_the_schema_is_not_ready(
     migrations.upgrade(empty_database_url)
 
     eventually(lambda: health(server) == "SERVING")
+    assert server.caller().is_served()
+
+
+def test_a_database_that_a_later_version_migrated_is_ready(
+    store: Engine, store_url: str, redis_url: str, start_service: Start
+) -> None:
+    """The database is migrated first, and then one server after another is replaced."""
+    server = start_service(settings_for(store_url, redis_url))
+    with store.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+    server = start_service(settings_for(store_url, redis_url))
+    assert health(server) == "SERVING"
+    assert server.caller().is_served()
+
+
+def test_a_database_that_takes_no_writes_is_not_ready(
+    database_url: str, redis_url: str, start_service: Start
+) -> None:
+    """As a standby, where nothing can be stored though everything can be read."""
+    name = urlsplit(database_url).path.removeprefix("/")
+
+    def alter(change: str) -> None:
+        with closing(psycopg2.connect(database_url)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SET default_transaction_read_only = off")
+                cursor.execute(f"ALTER DATABASE {name} {change}")
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+    alter("SET default_transaction_read_only = on")
+    server = start_service(settings_for(database_url, redis_url))
+    assert {health(server, name) for name in READY} == {"NOT_SERVING"}
+    assert refused(server.caller().submit, event()).code is grpc.StatusCode.UNAVAILABLE
+    assert server.caller().counts() == {}
+
+    alter("RESET default_transaction_read_only")
+
+    eventually(lambda: {health(server, name) for name in READY} == {"SERVING"})
     assert server.caller().is_served()
 
 

@@ -35,6 +35,34 @@ def test_a_second_migration_finds_nothing_to_do(empty_url: str) -> None:
         assert is_current(connection)
 
 
+def test_what_a_later_version_migrated_is_left_as_it_is(store_url: str) -> None:
+    """So that this version can come back."""
+    with closing_engine(store_url) as engine:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        migrations.upgrade(store_url)
+
+        assert migrations.pending_changes(store_url) == []
+        with engine.connect() as connection:
+            assert is_current(connection)
+            kept = connection.execute(text("SELECT version_num FROM alembic_version")).scalars()
+            assert kept.all() == ["9999"]
+
+
+def test_options_of_the_url_are_kept(empty_database_url: str) -> None:
+    """What we set beside them as well."""
+    with closing_engine(empty_database_url) as engine, engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA ingest"))
+    url = f"{empty_database_url}?options=-csearch_path%3Dingest%20-csynchronous_commit%3Doff"
+
+    migrations.upgrade(url)
+
+    with closing_engine(url) as engine, engine.connect() as connection:
+        where = "SELECT to_regclass('ingest.events')::text, to_regclass('public.events')::text"
+        assert tuple(connection.execute(text(where)).one()) == ("events", None)
+        assert connection.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
+
+
 def test_asking_for_the_revision_again_and_again_keeps_nothing(store_url: str) -> None:
     """Health asks every second: what each question left behind was megabytes after minutes."""
     compiled: dict[object, object] = {}
