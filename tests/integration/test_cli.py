@@ -1,5 +1,7 @@
 """The command `ingest-service`: what it prints, and how it ends."""
 
+import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ from tests.kit.forks import Ended
 from tests.kit.processes import Processes, has_ended
 from tests.kit.rows import add
 from tests.kit.server import BIN, Service, closing_engine, settings_for, two_processes
-from tests.kit.services import descendants
+from tests.kit.services import descendants, free_port
 from tests.kit.tokens import SECRET
 from tests.kit.waiting import eventually
 
@@ -182,10 +184,43 @@ def test_several_processes_share_one_port(
     assert service.process.stderr().count("server_stopped") == 2
 
 
+def test_a_process_that_cannot_be_started_again_yet_ends_no_others(
+    database_url: str, redis_url: str, processes: Processes, tmp_path: Path
+) -> None:
+    """A file of settings is half written when it looks; another try comes, and another."""
+    revoked = tmp_path / "revoked.json"
+    revoked.write_text("{}")
+    more = {"JWT_REVOCATION_FILE": str(revoked)}
+    service = two_processes(processes, database_url, redis_url, **more)
+
+    def said(what: str) -> int:
+        return service.process.stderr().count(what)
+
+    revoked.write_text('{"jti": [')
+    os.kill(descendants(service.process.pid)[0], signal.SIGKILL)
+    eventually(lambda: said('"server_process_ended"') == 3, timeout=20)
+    assert service.caller().is_served()
+    revoked.write_text("{}")
+    eventually(lambda: said('"server_started"') == 3, timeout=20)
+
+    assert service.stop() == 0
+    assert said('"server_stopped"') == 2
+
+
+def test_several_processes_want_a_port(store_url: str, redis_url: str) -> None:
+    """Of 0 each would make one of its own."""
+    ended = forks.run("serve", env=settings_for(store_url, redis_url, PROCESSES="2"))
+
+    assert ended.code == 2
+    assert "INGEST_LISTEN" in ended.stderr
+    assert "INGEST_PROCESSES" in ended.stderr
+
+
 def test_several_processes_that_are_told_to_end_while_they_start_end_in_good_order(
     store_url: str, redis_url: str, processes: Processes
 ) -> None:
-    env = settings_for(store_url, redis_url, PROCESSES="2")
+    listen = f"127.0.0.1:{free_port()}"
+    env = settings_for(store_url, redis_url, PROCESSES="2", LISTEN=listen)
     process = processes.start(BIN / "ingest-service", "serve", env=env)
     eventually(lambda: len(descendants(process.pid)) == 2, interval=0.001)
     process.terminate()
@@ -196,6 +231,7 @@ def test_several_processes_that_are_told_to_end_while_they_start_end_in_good_ord
 def test_wrong_usage_of_several_processes_is_exit_code_2(processes: Processes) -> None:
     """Whichever of them says so first: the others are ended while they start."""
     more = {"PROCESSES": "3", "JWT_ALGORITHM": "RS256", "JWT_PUBLIC_KEY_FILE": "/nowhere"}
+    more["LISTEN"] = f"127.0.0.1:{free_port()}"
     env = settings_for("sqlite:///x.db", "redis://127.0.0.1:1", **more)
     del env["INGEST_JWT_SECRET"]
     process = processes.start(BIN / "ingest-service", "serve", env=env)
@@ -211,7 +247,8 @@ def test_processes_whose_parent_is_killed_while_they_start_end_too(
 
     A moment later Dramatiq's master waits until the others tell that they have started.
     """
-    env = settings_for(store_url, redis_url, PROCESSES="2", WORKER_PROCESSES="2")
+    more = {"PROCESSES": "2", "WORKER_PROCESSES": "2", "LISTEN": f"127.0.0.1:{free_port()}"}
+    env = settings_for(store_url, redis_url, **more)
     process = processes.start(BIN / "ingest-service", command, env=env)
     children = eventually(lambda: descendants(process.pid), interval=0.001)
     time.sleep(delay)  # nothing tells from outside that it waits

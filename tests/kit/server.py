@@ -112,9 +112,10 @@ def settings_for(database_url: str, broker_url: str, **more: str) -> dict[str, s
     return {f"INGEST_{name}": value for name, value in env.items()}
 
 
-def two_processes(processes: Processes, database_url: str, redis_url: str) -> Service:
+def two_processes(processes: Processes, database_url: str, redis_url: str, **more: str) -> Service:
     """Start a server of two processes, and return it once both take calls."""
-    env = settings_for(database_url, redis_url, PROCESSES="2", LISTEN=f"127.0.0.1:{free_port()}")
+    more |= {"PROCESSES": "2", "LISTEN": f"127.0.0.1:{free_port()}"}
+    env = settings_for(database_url, redis_url, **more)
     process = processes.start(
         BIN / "ingest-service",
         "serve",
