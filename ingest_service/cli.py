@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import click
+import structlog
 
 from eventstore.errors import StorageError, storage_errors
 from eventstore.logs import configure_logs
@@ -73,6 +74,12 @@ def dev() -> None:
         configure_logs(settings.log_level)
         from ingest_service.app import serve_embedded
 
+        for name in ("database_url", "broker_url"):
+            if getattr(settings, name):
+                unused = f"INGEST_{name.upper()}"
+                structlog.get_logger().warning(
+                    "setting_unused", name=unused, used="INGEST_DATA_DIR"
+                )
         _run(lambda: serve_embedded(settings, on_ready=lambda port: greet(settings, port)))
 
 

@@ -20,7 +20,7 @@ from ingest.v1.event_pb2 import EventInput
 from tests.kit import forks
 from tests.kit.caller import Caller, event, refused
 from tests.kit.processes import start_process
-from tests.kit.server import BIN, Service, record, running
+from tests.kit.server import BIN, Service, record, records, running
 from tests.kit.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -235,6 +235,21 @@ def test_it_goes_on_when_the_shell_that_started_it_is_gone(
     finally:
         dev.channel.close()
         shell.kill_group()
+
+
+def test_what_it_does_not_use_is_told(tmp_path: Path, env: dict[str, str]) -> None:
+    """Whoever has set a database looks for the events there."""
+    elsewhere = tmp_path / "elsewhere.db"
+    env |= {
+        "INGEST_DATABASE_URL": f"sqlite:///{elsewhere}",
+        "INGEST_BROKER_URL": "redis://127.0.0.1:1",
+    }
+    with running(tmp_path / "dev", env, "dev") as dev:
+        told = [line["name"] for line in records(dev.process) if line["event"] == "setting_unused"]
+        assert newcomer(dev).is_served()
+
+    assert told == ["INGEST_DATABASE_URL", "INGEST_BROKER_URL"]
+    assert not elsewhere.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
