@@ -207,6 +207,12 @@ def test_a_misspelt_setting_is_a_warning(env: dict[str, str]) -> None:
     assert (code, found["settings"][0]) == (0, "warn")
     assert "INGEST_READ_THREAD" in found["settings"][1]
 
+    # A name that is not UTF-8, where stdout takes nothing else.
+    env |= {"INGEST_\udcff": "9", "PYTHONIOENCODING": "utf-8:strict"}
+    code, found = examine(env, "--allow-unsafe-durability", through=["env"])
+    assert (code, found["settings"][0]) == (0, "warn")
+    assert r"INGEST_\udcff" in found["settings"][1]
+
 
 @pytest.mark.parametrize(
     "url",
