@@ -11,11 +11,15 @@ from tests.client.fake_service import FakeService
 
 INGEST = Path(sys.executable).parent / "ingest"
 NOT_UTF8 = b"\xff\xfe"
-NO_RECEIPT = "line 1 of stdin is neither an id nor a receipt"
+NO_RECEIPT = "line 1 of stdin is neither an id nor a receipt with an event_id"
 ARGUMENTS: dict[str, tuple[list[bytes], str]] = {
     "an id": ([b"get", NOT_UTF8], "'[EVENT_ID]': must be UTF-8"),
     "a key": ([b"get", b"--key", NOT_UTF8], "'--key': must be UTF-8"),
     "an id to wait for": ([b"wait", NOT_UTF8], "'[EVENT_ID]...|-': must be UTF-8"),
+    "no id to wait for": (
+        [b"wait", b"a", b""],
+        "'[EVENT_ID]...|-': an event_id must not be empty",
+    ),
     "a type": ([b"list", b"--type", NOT_UTF8], "'--type': must be UTF-8"),
     "a source": ([b"list", b"--source", NOT_UTF8], "'--source': must be UTF-8"),
     "a target": ([b"counts", b"--target", NOT_UTF8], "(env var: 'INGEST_TARGET'): must be UTF-8"),
@@ -63,6 +67,7 @@ STDIN = {
     "very deep": b'{"a":' * 100_000,
     "a lone surrogate": rb'{"event_id": "\ud800"}',
     "an id that is no text": b'{"event_id": ["a"]}',
+    "an id that is empty": b'{"event_id": ""}',
     "no object": b"{1}",
 }
 CLOSED = {
