@@ -32,6 +32,13 @@ ARGUMENTS: dict[str, tuple[list[bytes], str]] = {
         [b"list", b"--before", b"0001-01-01T00:00:00+23:59"],
         "'--before': must lie in the years 1 to 9999, in UTC",
     ),
+    **{
+        f"an offset of {offset}": (
+            [b"list", b"--after", b"2026-01-31T12:00:00" + offset.encode()],
+            "'--after': must be a time with a zone such as 2026-01-31T12:00:00Z",
+        )
+        for offset in ("+24:00", "+22:60", "-2299", "+01:00:60")
+    },
     "a huge limit": (
         [b"list", b"--limit", b"9" * 23],
         "'--limit': 99999999999999999999999 is not in the range 1<=x<=1000000000",
