@@ -5,6 +5,7 @@ lowest package that all of them share.
 """
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -30,6 +31,7 @@ _DAY = 86_400
 _LEAST_RATE = 0.001
 _MOST_DAYS = 10_000
 _MOST = 1_000_000_000
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: What a database URL starts with (see engine.normalise_url).
 _DATABASES = ("postgresql://", "postgres://", "postgresql+psycopg2://", "sqlite://")
 
@@ -44,7 +46,17 @@ def _none_or_some(rate: float) -> float:
     return rate
 
 
+def _utf8(secret: SecretStr) -> SecretStr:
+    """Refuse lone surrogates, as which bytes that are not UTF-8 come in; pydantic takes them."""
+    text = secret.get_secret_value()
+    # A SQLite file may have any name.
+    if _LONE_SURROGATE.search(text) and not text.startswith("sqlite:"):
+        raise PydanticCustomError("utf8", "Input should be UTF-8")
+    return secret
+
+
 Rate = Annotated[float, AfterValidator(_none_or_some)]
+Secret = Annotated[SecretStr, AfterValidator(_utf8)]
 
 #: Variables of the client's commands, and of the supervisor for its processes.
 _OTHER_VARIABLES = frozenset({"INGEST_TOKEN", "INGEST_TARGET", "INGEST_SUPERVISED"})
@@ -65,10 +77,10 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    database_url: SecretStr | None = Field(
+    database_url: Secret | None = Field(
         None, description="`postgresql://user:password@host/name`, or `sqlite:///path`"
     )
-    broker_url: SecretStr | None = Field(
+    broker_url: Secret | None = Field(
         None, description="`redis://`, `rediss://` or `amqp://`; a Redis of its own, `noeviction`"
     )
     data_dir: Path = Field(Path(".ingest"), description="where `dev` keeps database and secret")
@@ -95,7 +107,7 @@ class Settings(BaseSettings):
     jwt_algorithm: Literal["HS256", "RS256", "ES256", "EdDSA"] = Field(
         "HS256", description="the one accepted signature algorithm"
     )
-    jwt_secret: SecretStr | None = Field(None, description="HS256 key, at least 32 bytes")
+    jwt_secret: Secret | None = Field(None, description="HS256 key, at least 32 bytes")
     jwt_public_key_file: Path | None = Field(
         None, description="PEM public key, for RS256 and so on"
     )
@@ -246,7 +258,8 @@ class Settings(BaseSettings):
     def unknown(cls) -> list[str]:
         """Return the variables that look like settings and are none: somebody meant something."""
         known = {f"INGEST_{name.upper()}" for name in cls.model_fields} | _OTHER_VARIABLES
-        return sorted(n for n in os.environ if n.startswith("INGEST_") and n not in known)
+        found = sorted(n for n in os.environ if n.startswith("INGEST_") and n not in known)
+        return [n.encode(errors="backslashreplace").decode() for n in found]
 
     @property
     def in_the_clear(self) -> bool:

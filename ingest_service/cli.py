@@ -249,12 +249,26 @@ def doctor(allow_unsafe_durability: bool) -> None:
     sys.exit(any(finding.verdict is Verdict.FAIL for finding in findings))
 
 
+def _utf8(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("must be UTF-8") from None
+    return value
+
+
 @main.command()
-@click.option("--service", default="", help="As in grpc.health.v1; empty means the whole server.")
+@click.option(
+    "--service",
+    default="",
+    callback=_utf8,
+    help="As in grpc.health.v1; empty means the whole server.",
+)
 @click.option(
     "--target",
     envvar="INGEST_TARGET",
     show_envvar=True,
+    callback=_utf8,
     help="Address of the server.  [default: as in INGEST_LISTEN]",
 )
 def health(service: str, target: str | None) -> None:

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Iterator
+from urllib.error import HTTPError, URLError
 
 from eventstore.settings import Settings, SettingsError
 from ingest_service.auth import build_key_source
@@ -68,8 +69,23 @@ def _keys(settings: Settings) -> Finding:
     try:
         keys = build_key_source(settings)
         Revocations(settings.jwt_revocation_file)
-        if isinstance(keys, JwkSet):
-            keys.load()
-    except (SettingsError, OSError, ValueError) as error:
+    except SettingsError as error:
         return Finding("keys", Verdict.FAIL, str(error))
+    try:
+        # Of a file this was done above.
+        if isinstance(keys, JwkSet) and settings.jwt_jwks_url is not None:
+            keys.load()
+    except (OSError, ValueError) as error:
+        text = (
+            f"{_reason(error)}: check that INGEST_JWT_JWKS_URL is your identity provider's JWK Set,"
+            " and that it can be reached from here"
+        )
+        return Finding("keys", Verdict.FAIL, text)
     return Finding("keys", Verdict.OK, settings.jwt_algorithm)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a URL could not be read, without words of whoever answered."""
+    if isinstance(error, HTTPError):
+        return f"HTTP status {error.code}"
+    return str(error.reason if isinstance(error, URLError) else error)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,8 @@ _MOST_ALIKE = 4
 #: Reasons that a line gives for what was left out.
 _REASONS = 3
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: Roughly: for what is beyond it nobody can be asked.
+_URL = re.compile(r"(?ai)[a-z]+://([\w.-]+|\[[\w:.%]+\])(:\d{0,5})?([/?#][!-~]*)?")
 #: What kind of key each algorithm takes (RFC 7518, section 6.1).
 _KINDS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 
@@ -61,12 +64,14 @@ class JwksUrl:
     least_seconds = 5.0
 
     def __init__(self, url: str) -> None:
-        """Take the URL; raises ValueError for another scheme."""
+        """Take the URL; raises ValueError for another scheme, and for what is no URL."""
         parts = urlsplit(url)
         if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
             raise ValueError("the URL must start with https://")
         if parts.username is not None:
             raise ValueError("the URL must hold no credentials")
+        if not parts.hostname or not _URL.fullmatch(url):
+            raise ValueError("the URL must be as https://host:443/path, in ASCII without blanks")
         self._url = url
 
     def read(self) -> str:

@@ -151,7 +151,9 @@ def greet(settings: Settings, port: int) -> None:
     """Print what a newcomer needs next: address, token, and a line to paste."""
     host = reachable(settings.listen).rpartition(":")[0] or "127.0.0.1"
     address = f"{host}:{port}"
-    click.echo(f"\nListening on {address} (no TLS), data in {settings.data_dir.resolve()}\n")
+    # Its name may not be UTF-8.
+    data_dir = click.format_filename(settings.data_dir.resolve())
+    click.echo(f"\nListening on {address} (no TLS), data in {data_dir}\n")
     if settings.jwt_secret is None:
         return
     bearer = issue_token(

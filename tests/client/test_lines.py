@@ -85,6 +85,43 @@ def test_a_broken_line_says_why(line: bytes, why: str) -> None:
     assert str(caught.value).startswith(why)
 
 
+@pytest.mark.parametrize(
+    "written, sent",
+    [
+        ("2026-01-31T12:00:00Z", "2026-01-31T12:00:00Z"),
+        ("2026-01-31T12:00:00+00:00", "2026-01-31T12:00:00Z"),
+        ("2026-01-31T12:00:00-00:00", "2026-01-31T12:00:00Z"),
+        ("2026-01-31T12:00:00+23:59", "2026-01-30T12:01:00Z"),
+        ("2026-01-31T12:00:00.5-23:59", "2026-02-01T11:59:00.500Z"),
+        ("2024-02-29T23:59:59.999999999Z", "2024-02-29T23:59:59.999999999Z"),
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z"),
+        ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59Z"),
+    ],
+)
+def test_a_time_is_sent_as_it_is_written(written: str, sent: str) -> None:
+    event = read_event(1, f'{{"occurred_at":"{written}"}}'.encode())
+    assert event.occurred_at.ToJsonString() == sent
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(f"2026-01-31T12:00:00{offset}" for offset in ("+99:99", "+24:00", "-24:00", "+00:60")),
+        *(f"2026-01-31T12:00:00{offset}" for offset in ("+1:00", "+0100", "+01", "+-1:30", "z")),
+        *(f"2026-01-31T12:00:00{rest}" for rest in (".Z", ".1_0Z", ".1e5Z", ".1234567890Z", " Z")),
+        *(f"2026-01-31T{time}Z" for time in ("24:00:00", "12:60:00", "12:00:60", "1:1:1", "12:00")),
+        *(f"{day}T12:00:00Z" for day in ("2026-13-01", "2026-00-01", "2026-01-32", "2026-01-00")),
+        *(f"{day}T12:00:00Z" for day in ("2026-02-29", "2026-1-1", "26-01-01", "0000-01-01")),
+        *("0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "٢٠٢٦-01-31T12:00:00Z"),
+        *("2026-01-31 12:00:00Z", "2026-01-31t12:00:00Z", "2026-01-31T12:00:00Z\\n"),
+    ],
+)
+def test_what_is_no_time_of_rfc_3339_is_refused(written: str) -> None:
+    """And nothing is made of it: protobuf would take hours of 99, and years of other digits."""
+    with pytest.raises(BrokenLine, match=r"^occurred_at: must be a time .* \(RFC 3339\)$"):
+        read_event(1, f'{{"occurred_at":"{written}"}}'.encode())
+
+
 def test_a_line_without_a_key_gets_one_of_its_own() -> None:
     """The same at each run, and another for an equal line elsewhere."""
     line = b'{"type":"a"}'

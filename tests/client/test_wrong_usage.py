@@ -11,11 +11,15 @@ from tests.client.fake_service import FakeService
 
 INGEST = Path(sys.executable).parent / "ingest"
 NOT_UTF8 = b"\xff\xfe"
-NO_RECEIPT = "line 1 of stdin is neither an id nor a receipt"
+NO_RECEIPT = "line 1 of stdin is neither an id nor a receipt with an event_id"
 ARGUMENTS: dict[str, tuple[list[bytes], str]] = {
     "an id": ([b"get", NOT_UTF8], "'[EVENT_ID]': must be UTF-8"),
     "a key": ([b"get", b"--key", NOT_UTF8], "'--key': must be UTF-8"),
     "an id to wait for": ([b"wait", NOT_UTF8], "'[EVENT_ID]...|-': must be UTF-8"),
+    "no id to wait for": (
+        [b"wait", b"a", b""],
+        "'[EVENT_ID]...|-': an event_id must not be empty",
+    ),
     "a type": ([b"list", b"--type", NOT_UTF8], "'--type': must be UTF-8"),
     "a source": ([b"list", b"--source", NOT_UTF8], "'--source': must be UTF-8"),
     "a target": ([b"counts", b"--target", NOT_UTF8], "(env var: 'INGEST_TARGET'): must be UTF-8"),
@@ -28,6 +32,13 @@ ARGUMENTS: dict[str, tuple[list[bytes], str]] = {
         [b"list", b"--before", b"0001-01-01T00:00:00+23:59"],
         "'--before': must lie in the years 1 to 9999, in UTC",
     ),
+    **{
+        f"an offset of {offset}": (
+            [b"list", b"--after", b"2026-01-31T12:00:00" + offset.encode()],
+            "'--after': must be a time with a zone such as 2026-01-31T12:00:00Z",
+        )
+        for offset in ("+24:00", "+22:60", "-2299", "+01:00:60")
+    },
     "a huge limit": (
         [b"list", b"--limit", b"9" * 23],
         "'--limit': 99999999999999999999999 is not in the range 1<=x<=1000000000",
@@ -63,6 +74,7 @@ STDIN = {
     "very deep": b'{"a":' * 100_000,
     "a lone surrogate": rb'{"event_id": "\ud800"}',
     "an id that is no text": b'{"event_id": ["a"]}',
+    "an id that is empty": b'{"event_id": ""}',
     "no object": b"{1}",
 }
 CLOSED = {

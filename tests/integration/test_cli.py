@@ -1,6 +1,7 @@
 """The command `ingest-service`: what it prints, and how it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -37,7 +38,9 @@ def really_run(*args: str, **env: str) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-COMMANDS = ["dev", "serve", "worker", "migrate", "token", "sweep", "health"]
+#: How Python reads bytes of the environment that are not UTF-8.
+NOT_UTF8 = "\udcff\udcfe"
+COMMANDS = ["dev", "serve", "worker", "migrate", "token", "sweep", "doctor", "health"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -126,6 +129,34 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
     assert "canary" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [*([name] for name in COMMANDS if name != "token"), ["token", "--subject", "x"]]
+)
+@pytest.mark.parametrize(
+    "setting", ["JWT_SECRET", "DATABASE_URL", "BROKER_URL", "JWT_ISSUER", "JWT_AUDIENCE"]
+)
+def test_a_setting_that_is_not_utf8_is_named_by_every_command(
+    command: list[str], setting: str, tmp_path: Path
+) -> None:
+    """Python makes lone surrogates of such bytes; what is quoted of them may be a secret."""
+    ended = run(*command, cwd=tmp_path, **{setting: "canary" + NOT_UTF8 * 40})
+
+    assert ended.code == 2, ended.stderr
+    assert ended.stderr.startswith(f"Error: set INGEST_{setting}: Input should be ")
+    assert re.search("UTF-8|unicode string", ended.stderr)
+    assert ended.stderr.count("\n") == 1
+    assert "canary" not in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["--service", "--target"])
+def test_health_names_an_option_that_is_not_utf8(option: str) -> None:
+    ended = run("health", option, NOT_UTF8)
+
+    assert ended.code == 2
+    assert ended.stderr.splitlines()[-1].startswith(f"Error: Invalid value for '{option}'")
+    assert ended.stderr.endswith("must be UTF-8\n")
 
 
 def test_a_port_that_is_taken_stops_the_start_with_a_line(service: Service, redis_url: str) -> None:

@@ -17,6 +17,7 @@ from eventstore.settings import Settings
 from ingest_service.doctor_database import judge_postgres
 from tests.kit.days import day, now
 from tests.kit.forks import run
+from tests.kit.key_server import Key, KeyServer
 from tests.kit.rows import add
 from tests.kit.server import BIN, closing_engine, settings_for
 from tests.kit.services import start_redis
@@ -95,6 +96,57 @@ def test_what_does_not_work_fails_and_is_named(
     assert code == 1
     assert found[check][0] == "fail"
     assert "INGEST_" in found[check][1]
+
+
+KEY = Key("key")
+#: What a key server answers, and what is told of it.
+ANSWERS = {
+    "an error": (b"HTTP/1.1 404 canary\r\n\r\n", "HTTP status 404"),
+    "a redirect": (b"HTTP/1.1 302 canary\r\nLocation: https://x/\r\n\r\n", "HTTP status 302"),
+    "no HTTP": (b"canary\r\n", "BadStatusLine"),
+    "no set": (b"HTTP/1.1 200 OK\r\n\r\n<p>canary</p>", "it is no JWK Set"),
+    "no key": (b'HTTP/1.1 200 OK\r\n\r\n{"keys": []}', "it holds no key for ES256"),
+}
+CHECK_URL = "check that INGEST_JWT_JWKS_URL is your identity provider's JWK Set"
+
+
+@pytest.fixture
+def jwks_env(env: dict[str, str]) -> dict[str, str]:
+    """Settings with keys at a URL, which is not set yet."""
+    del env["INGEST_JWT_SECRET"]
+    return env | {"INGEST_JWT_ALGORITHM": "ES256"}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_key_server_that_answers_with_no_keys_fails_until_it_does(
+    jwks_env: dict[str, str], key_server: KeyServer, name: str
+) -> None:
+    key_server.raw, why = ANSWERS[name]
+    jwks_env |= {"INGEST_JWT_JWKS_URL": key_server.url}
+    code, found = examine(jwks_env, "--allow-unsafe-durability")
+    assert (code, found["keys"][0]) == (1, "fail")
+    assert found["keys"][1].startswith(f"{why}: {CHECK_URL}")
+
+    key_server.raw = b""
+    key_server.publish(KEY)
+    code, found = examine(jwks_env, "--allow-unsafe-durability")
+    assert (code, found["keys"]) == (0, ("ok", "ES256"))
+
+
+@pytest.mark.parametrize(
+    "url, why",
+    [
+        ("http://127.0.0.1:1/keys", f"[Errno 111] Connection refused: {CHECK_URL}"),
+        ("https://a b/keys", "INGEST_JWT_JWKS_URL cannot be used: the URL must be as https://"),
+        ("http://[::1]:x/", "INGEST_JWT_JWKS_URL cannot be used: the URL must be as https://"),
+    ],
+)
+def test_a_key_server_that_nobody_can_ask_fails_by_name(
+    jwks_env: dict[str, str], url: str, why: str
+) -> None:
+    code, found = examine(jwks_env | {"INGEST_JWT_JWKS_URL": url}, "--allow-unsafe-durability")
+    assert (code, found["keys"][0]) == (1, "fail")
+    assert found["keys"][1].startswith(why)
 
 
 def test_a_listener_in_the_clear_fails_and_is_a_warning_where_it_is_meant(
@@ -206,6 +258,12 @@ def test_a_misspelt_setting_is_a_warning(env: dict[str, str]) -> None:
     code, found = examine(env | {"INGEST_READ_THREAD": "9"}, "--allow-unsafe-durability")
     assert (code, found["settings"][0]) == (0, "warn")
     assert "INGEST_READ_THREAD" in found["settings"][1]
+
+    # A name that is not UTF-8, where stdout takes nothing else.
+    env |= {"INGEST_\udcff": "9", "PYTHONIOENCODING": "utf-8:strict"}
+    code, found = examine(env, "--allow-unsafe-durability", through=["env"])
+    assert (code, found["settings"][0]) == (0, "warn")
+    assert r"INGEST_\udcff" in found["settings"][1]
 
 
 @pytest.mark.parametrize(

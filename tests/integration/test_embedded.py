@@ -288,6 +288,15 @@ def test_a_signal_that_comes_during_the_start_ends_it_in_good_order(
         starting.kill_group()
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path, env: dict[str, str]) -> None:
+    """Even where stdout takes nothing but UTF-8, as it does with most locales."""
+    env |= {"INGEST_DATA_DIR": f"{tmp_path}/\udcff", "PYTHONIOENCODING": "utf-8:strict"}
+    with running(tmp_path / "dev", env, "dev") as dev:
+        eventually(lambda: "buf" in dev.process.stdout())
+
+        assert newcomer(dev).is_served()
+
+
 def test_a_folder_that_was_there_keeps_its_mode_and_what_is_made_in_it_is_ones_own(
     tmp_path: Path, env: dict[str, str]
 ) -> None:

@@ -134,6 +134,7 @@ def test_the_name_of_an_exception_is_short_and_printable(
         ({"x": float("nan")}, "a number is NaN or infinite"),
         ({"x": object()}, "a value is nothing that JSON has"),
         ({1: 2}, "a key is no text"),
+        ({"original": "mine"}, "original is the payload's name"),
         (
             {"x": "a" * MAX_PROPERTIES_BYTES},
             f"properties take more than {MAX_PROPERTIES_BYTES} bytes of JSON",

@@ -207,3 +207,44 @@ def test_before_the_first_reading_there_is_no_key() -> None:
 def test_keys_come_over_tls_or_from_this_machine(url: str) -> None:
     with pytest.raises(ValueError, match="https"):
         JwksUrl(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://", "https:///keys", "https://:443/keys", "https://a b/keys", "https://a/k k"),
+        *(
+            "https://a/\x7f",
+            "https://a/ü",
+            "https://ü/",
+            "https://a:canary/keys",
+            "https://a:1canary",
+        ),
+        *("https://a:443443/", "https://[::1/keys", "https://[::1]canary/"),
+    ],
+)
+def test_what_is_no_url_stops_the_start_and_is_not_quoted(url: str) -> None:
+    """It would refuse every token, with a line in the log."""
+    settings = settings_of(jwt_algorithm="ES256", jwt_secret=None, jwt_jwks_url=url)
+
+    with pytest.raises(SettingsError, match=r"^INGEST_JWT_JWKS_URL cannot be used: ") as caught:
+        build_key_source(settings)
+
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "https://a",
+            "https://a/",
+            "https://a:/",
+            "https://a:443",
+            "HTTPS://A-b.c_d:443/k?x=%20#y",
+        ),
+        *("https://[::1]/keys", "http://[::1]:80/", "http://127.0.0.1:8080/a:b@c", "https://a?x"),
+    ],
+)
+def test_any_other_url_is_taken(url: str) -> None:
+    JwksUrl(url)

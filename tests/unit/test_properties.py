@@ -94,6 +94,7 @@ KEPT: dict[str, tuple[Any, Any]] = {
     "a time": (dt.datetime(2026, 1, 31, tzinfo=dt.UTC), "2026-01-31T00:00:00Z"),
     "a day": (dt.date(2026, 1, 31), "2026-01-31"),
     "a UUID": (UUID(int=0), "00000000-0000-0000-0000-000000000000"),
+    "the payload's name, elsewhere": ({"original": 1}, {"original": 1}),
     "empty": ({"": [{}, [], ""]}, {"": [{}, [], ""]}),
     "the last level": (nested(MAX_PROPERTIES_DEPTH - 1, lambda inner: [inner]),) * 2,
     "all that fits": ("x" * (MAX_PROPERTIES_BYTES - 8),) * 2,

@@ -22,6 +22,10 @@ _FIELDS = ("type", "source", "subject", "idempotency_key", "occurred_at", "attri
 #: For each member its value and its text.
 _Members = dict[str, tuple[object, str]]
 
+#: How RFC 3339 writes a time: protobuf takes other forms too, and offsets such as +99:99.
+_rfc3339 = re.compile(
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)", re.ASCII
+)
 _blank = re.compile(r"[ \t\n\r]*")
 
 
@@ -149,8 +153,10 @@ def _text(members: _Members, name: str) -> str:
 
 def _time(members: _Members) -> Timestamp:
     moment = Timestamp()
+    text = _text(members, "occurred_at")
     try:
-        moment.FromJsonString(_text(members, "occurred_at"))
+        # An empty one is refused like any that is no time.
+        moment.FromJsonString(text if _rfc3339.fullmatch(text) else "")
     except ValueError as error:
         raise BrokenLine(
             "occurred_at: must be a time with a zone such as 2026-01-31T12:00:00Z (RFC 3339)"

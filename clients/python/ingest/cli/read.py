@@ -1,5 +1,6 @@
 """`ingest get`, `list` and `counts`: what the service knows of the caller's events."""
 
+import re
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -18,6 +19,8 @@ _IMPATIENT = RetryPolicy(patience=5.0)
 _PAGE = 200
 #: Beyond any number that one would type; the interpreter counts no further than 2**63.
 _MOST = 1_000_000_000
+#: Minutes or seconds of an offset that are none; `fromisoformat` makes hours of them.
+_beyond_59 = re.compile(r"[+-]\d\d(:?\d\d)?:?[6-9]\d")
 
 
 def _moment(_ctx: click.Context, _option: click.Parameter, value: str | None) -> datetime | None:
@@ -28,7 +31,7 @@ def _moment(_ctx: click.Context, _option: click.Parameter, value: str | None) ->
         moment = datetime.fromisoformat(value)
     except ValueError:
         moment = datetime.min  # noqa: DTZ901  # has no zone
-    if moment.utcoffset() is None:
+    if moment.utcoffset() is None or _beyond_59.search(value):
         raise click.BadParameter("must be a time with a zone such as 2026-01-31T12:00:00Z")
     try:
         return moment.astimezone(UTC)

@@ -16,11 +16,26 @@ from ingest.errors import EventNotFound, InvalidEvent, StillPending
 from ingest.v1.event_pb2 import EVENT_STATUS_PENDING, EVENT_STATUS_PROCESSED, PAYLOAD_FORMAT_NONE
 
 
+def _given(
+    _ctx: click.Context, _argument: click.Parameter, event_ids: tuple[str, ...]
+) -> tuple[str, ...]:
+    if not all(event_ids):
+        raise click.BadParameter("an event_id must not be empty")
+    return event_ids
+
+
 @click.command(
     short_help="Wait until events are processed.",
     epilog="\b\nExample:\n  ingest submit events.jsonl | ingest wait --timeout 30 -",
 )
-@click.argument("event_ids", metavar="[EVENT_ID]...|-", type=TEXT, nargs=-1, required=True)
+@click.argument(
+    "event_ids",
+    metavar="[EVENT_ID]...|-",
+    type=TEXT,
+    nargs=-1,
+    required=True,
+    callback=_given,
+)
 @click.option(
     "--timeout",
     type=SECONDS,
@@ -68,7 +83,7 @@ def _ids(file: BinaryIO) -> Iterator[str]:
             yield _id(line)
         except (ValueError, KeyError, RecursionError) as error:
             raise click.UsageError(
-                f"line {number} of stdin is neither an id nor a receipt"
+                f"line {number} of stdin is neither an id nor a receipt with an event_id"
             ) from error
 
 
@@ -79,7 +94,7 @@ def _id(line: bytes) -> str:
     if not text.startswith("{"):
         return text
     event_id = json.loads(text)["event_id"]
-    if not isinstance(event_id, str):
+    if not isinstance(event_id, str) or not event_id:
         raise ValueError("no text")
     event_id.encode()  # it may hold lone surrogates
     return event_id
