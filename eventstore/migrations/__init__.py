@@ -26,7 +26,9 @@ def upgrade(url: str) -> None:
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK}
                 )
             config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent))
+            # Alembic puts values in for what follows a percent sign.
+            folder = str(Path(__file__).parent).replace("%", "%%")
+            config.set_main_option("script_location", folder)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:
