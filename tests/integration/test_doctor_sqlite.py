@@ -64,8 +64,9 @@ def test_data_on_a_disk_that_takes_no_writes_fail_and_the_folder_is_named(tmp_pa
     disk = tmp_path / "disk"
     disk.mkdir()
     migrations.upgrade(f"sqlite:///{disk / 'ingest.db'}")
-    for mount in (["--bind", disk, disk], ["-o", "remount,bind,ro", disk]):
-        if os.geteuid() or subprocess.run(["mount", *mount], check=False).returncode:
+    for mount in (f"--bind {disk}", "-o remount,bind,ro"):
+        command = ["mount", *mount.split(), str(disk)]
+        if os.geteuid() or subprocess.run(command, check=False).returncode:
             pytest.skip("LEFT OUT: nothing can be mounted here")
     try:
         env = {"INGEST_JWT_SECRET": SECRET}
@@ -75,7 +76,8 @@ def test_data_on_a_disk_that_takes_no_writes_fail_and_the_folder_is_named(tmp_pa
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
-    assert (code, found["database"]) == (1, ("fail", "Read-only file system: check INGEST_DATA_DIR"))
+    assert code == 1
+    assert found["database"] == ("fail", "Read-only file system: check INGEST_DATA_DIR")
     for code, found in (named, folder):
         assert (code, found["database"][0]) == (1, "fail")
         assert "Read-only file system" in found["database"][1]
