@@ -73,7 +73,7 @@ def build_engine(
     up by key; without it PostgreSQL reads whole partitions for the 500 rows of a group.
     `guarded` limits the time of a statement; migrations go without. What `options` of the URL set
     stays, but for what is set here.
-    Raises SettingsError for a database in memory.
+    Raises SettingsError for a database in memory, or a file that cannot be where it is to be.
     """
     parsed = normalise_url(url)
     # JSON passes through as text, in both directions: it is parsed once, at the edge.
@@ -161,7 +161,14 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
             "INGEST_DATABASE_URL must name a file: each connection would have a database of its own"
             " in memory"
         )
-    sqlite_file(url).parent.mkdir(parents=True, exist_ok=True)
+    file = sqlite_file(url)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.exists()  # a name that is too long
+    except OSError as error:
+        raise SettingsError(
+            f"set INGEST_DATABASE_URL to a file in a folder that can be used: {error.strerror}"
+        ) from None
     engine = create_engine(
         url,
         pool_size=pool_size,

@@ -1,4 +1,4 @@
-"""Daily partitions ahead, and retention; in PostgreSQL both run as functions of the migration.
+"""Daily partitions ahead, and retention, in PostgreSQL: functions of the migration.
 
 The functions belong to the role that migrates, so that the worker's role needs no DDL rights. One
 worker at a time makes and drops partitions: two would make the same one, and one of them fail.
@@ -8,15 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, select, text, tuple_
+from sqlalchemy import Connection, case, func, select, text
 
-from eventstore.clock import in_seconds
-from eventstore.schema import events, idempotency_keys
-from eventstore.values import EventStatus
-
-#: Most rows that one transaction deletes in SQLite, and pages of 8 KiB that one looks through in
-#: PostgreSQL, so that it stays short: some 60,000 keys.
-DELETE_ROWS = 10_000
+#: Pages of 8 KiB that one transaction looks through, so that it stays short: some 60,000 keys.
 _PAGES = 1_024
 #: Advisory lock of whoever makes or drops partitions.
 _HOUSE_LOCK = 0x1A6E59
@@ -26,7 +20,6 @@ _SHORT_LOCK = text("SET LOCAL lock_timeout = 200")
 _LONGEST = 610.0
 _LONG_STATEMENT = text("SET LOCAL statement_timeout = 600000")
 _STRAYS = text("SELECT EXISTS (SELECT FROM events_default)")
-_DAY = 86_400.0
 
 # By pages, as an index on the time would cost every event, and a look at all rows takes too long
 # where keys are many. Not by a join with a list of old ones either: see `_KEYED_OPTIONS`.
@@ -47,8 +40,6 @@ def ensure_partitions(connection: Connection, *, days_ahead: int) -> int:
     until it returns 0. While another transaction creates or drops partitions, it leaves that to
     this one.
     """
-    if connection.dialect.name == "sqlite":
-        return 0
     if not connection.execute(_STRAYS).scalar_one():
         return _alone(connection, "ingest_ensure_partitions", days_ahead)
     with _patience(connection):
@@ -58,20 +49,9 @@ def ensure_partitions(connection: Connection, *, days_ahead: int) -> int:
 def drop_old_events(connection: Connection, *, days: int) -> int:
     """Drop the partitions that ended `days` ago and hold no PENDING event; returns how many.
 
-    While another transaction creates or drops partitions, it drops none. In SQLite it deletes final
-    events, at most DELETE_ROWS at a time.
+    While another transaction creates or drops partitions, it drops none.
     """
-    if connection.dialect.name != "sqlite":
-        return _alone(connection, "ingest_drop_partitions", days)
-    old = (
-        select(events.c.id)
-        .where(
-            events.c.received_at < in_seconds(-days * _DAY),
-            events.c.status != EventStatus.PENDING,
-        )
-        .limit(DELETE_ROWS)
-    )
-    return connection.execute(delete(events).where(events.c.id.in_(old))).rowcount
+    return _alone(connection, "ingest_drop_partitions", days)
 
 
 def forget_old_keys(connection: Connection, *, days: int, page: int = 0) -> tuple[int, int]:
@@ -79,16 +59,6 @@ def forget_old_keys(connection: Connection, *, days: int, page: int = 0) -> tupl
 
     Returns how many, and the page to go on from: 0 when there is no more to look at.
     """
-    if connection.dialect.name == "sqlite":
-        table = idempotency_keys
-        old = (
-            select(table.c.user_id, table.c.key)
-            .where(table.c.received_at < in_seconds(-days * _DAY))
-            .limit(DELETE_ROWS)
-        )
-        pair = tuple_(table.c.user_id, table.c.key)
-        count = connection.execute(delete(table).where(pair.in_(old))).rowcount
-        return count, int(count == DELETE_ROWS)
     behind = page + _PAGES
     count = connection.execute(
         _FORGET, {"first": f"({page},0)", "behind": f"({behind},0)", "days": days}

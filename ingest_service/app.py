@@ -27,7 +27,7 @@ from ingest_service.intake import Intake
 from ingest_service.interceptors import Gate
 from ingest_service.jwks import JwkSet
 from ingest_service.limits import UserLimits
-from ingest_service.newcomer import database_file
+from ingest_service.newcomer import embedded_url
 from ingest_service.offload import Offload
 from ingest_service.reader import Reader
 from ingest_service.revocation import Revocations
@@ -78,7 +78,7 @@ async def serve_embedded(settings: Settings, *, on_ready: Callable[[int], None])
     from eventstore import migrations  # noqa: PLC0415  # `serve` goes without Alembic
 
     told = _told_by_signals()
-    url = f"sqlite:///{database_file(settings.data_dir)}"
+    url = embedded_url(settings.data_dir)
     with storage_errors():
         migrations.upgrade(url)
     engine = build_engine(url, name="ingest-worker", pool_size=settings.worker_threads + 2)

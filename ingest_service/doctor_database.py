@@ -20,6 +20,7 @@ from eventstore.inspection import (
 )
 from eventstore.settings import Settings, SettingsError
 from ingest_service.findings import Finding, Verdict, judged
+from ingest_service.newcomer import embedded_url
 
 _LEAST_VERSION = 150_000
 #: Seconds that the clocks of this machine and of the database may differ.
@@ -40,10 +41,16 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
     except (SettingsError, ValueError) as error:
         yield Finding("database", Verdict.FAIL, str(error))
         return
-    if engine.dialect.name == "sqlite" and not sqlite_file(engine.url).exists():
-        # To connect would make it.
-        yield Finding("database", Verdict.FAIL, "no such file: check INGEST_DATABASE_URL")
-        return
+    place = "INGEST_DATABASE_URL"
+    if engine.dialect.name == "sqlite":
+        if url == embedded_url(settings.data_dir):
+            place = "INGEST_DATA_DIR"
+        try:
+            # To connect would make it, and would not say why it cannot be written to.
+            sqlite_file(engine.url).open("r+b").close()
+        except OSError as error:
+            yield Finding("database", Verdict.FAIL, f"{error.strerror}: check {place}")
+            return
     try:
         # With transactions it would keep writers of SQLite waiting while it looks.
         looking = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -77,7 +84,7 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 yield from _file(*inspect_file(connection))
                 yield judge_space(shutil.disk_usage(sqlite_file(engine.url).resolve().parent).free)
     except StorageError as error:
-        yield Finding("database", Verdict.FAIL, f"{error}: check INGEST_DATABASE_URL")
+        yield Finding("database", Verdict.FAIL, f"{error}: check {place}")
     finally:
         engine.dispose()
 

@@ -77,6 +77,15 @@ def database_file(data_dir: Path) -> Path:
     return data_dir.resolve() / "ingest.db"
 
 
+def embedded_url(data_dir: Path) -> str:
+    """Return the URL of that database: what may be in a path, and means more in a URL, is quoted.
+
+    Only that, for SQLAlchemy leaves the rest as it is, and names that are not UTF-8 stay whole.
+    """
+    path = str(database_file(data_dir)).replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}"
+
+
 def make_data_dir(data_dir: Path) -> None:
     """Make the data directory and the file of its database, for this user alone, if need be.
 
@@ -140,7 +149,7 @@ def as_embedded(settings: Settings) -> Settings:
         or not is_kept(database_file(settings.data_dir))
     ):
         return settings
-    more = {"database_url": f"sqlite:///{database_file(settings.data_dir)}"}
+    more = {"database_url": embedded_url(settings.data_dir)}
     uses_secret = settings.jwt_algorithm == "HS256" and settings.jwt_secret is None
     if uses_secret and is_kept(secret_file(settings.data_dir)):
         more["jwt_secret"] = own_secret(settings.data_dir)

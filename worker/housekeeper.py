@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
-from eventstore import retention
+from eventstore import retention, sqlite_retention
 from eventstore.errors import StorageError, storage_errors
 from eventstore.settings import Settings
 
@@ -18,8 +18,9 @@ _MORE_SECONDS = 10.0
 #: Seconds for which a step goes on deleting: sweeps wait meanwhile.
 _DELETING_SECONDS = 1.0
 
-#: Does a part of a step in a transaction; returns how much, and whether there is more to look at.
-Step = Callable[[Connection], tuple[int, bool]]
+#: Does a part of a step, in one transaction at most; returns how much, and whether there is more
+#: to look at.
+Step = Callable[[], tuple[int, bool]]
 
 
 class Housekeeper:
@@ -29,6 +30,7 @@ class Housekeeper:
         """Take collaborators; nothing is done yet."""
         self._settings = settings
         self._engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
         self._next_at = float("-inf")
         #: Where to go on in the table of idempotency keys.
         self._page = 0
@@ -72,23 +74,36 @@ class Housekeeper:
         ends_at = time.monotonic() + _DELETING_SECONDS
         total, more = 0, True
         while more and time.monotonic() < ends_at:
-            with storage_errors(), self._engine.begin() as connection:
-                count, more = step(connection)
+            with storage_errors():
+                count, more = step()
             total += count
         return total, more
 
-    def _make_partitions(self, connection: Connection) -> tuple[int, bool]:
+    def _make_partitions(self) -> tuple[int, bool]:
+        if self._is_sqlite:
+            return 0, False
         days = self._settings.partition_days_ahead
-        count = retention.ensure_partitions(connection, days_ahead=days)
+        with self._engine.begin() as connection:
+            count = retention.ensure_partitions(connection, days_ahead=days)
         return count, count > 0
 
-    def _drop_old_events(self, connection: Connection) -> tuple[int, bool]:
-        if not self._settings.retention_days:
+    def _drop_old_events(self) -> tuple[int, bool]:
+        days = self._settings.retention_days
+        if not days:
             return 0, False
-        count = retention.drop_old_events(connection, days=self._settings.retention_days)
-        return count, count == retention.DELETE_ROWS
+        if self._is_sqlite:
+            count = sqlite_retention.drop_old_events(self._engine, days=days)
+            return count, count == sqlite_retention.DELETE_ROWS
+        with self._engine.begin() as connection:
+            return retention.drop_old_events(connection, days=days), False
 
-    def _forget_old_keys(self, connection: Connection) -> tuple[int, bool]:
+    def _forget_old_keys(self) -> tuple[int, bool]:
         days = self._settings.idempotency_retention_days
-        count, self._page = retention.forget_old_keys(connection, days=days, page=self._page)
-        return count, self._page > 0
+        if self._is_sqlite:
+            count = sqlite_retention.forget_old_keys(self._engine, days=days)
+            return count, count == sqlite_retention.DELETE_ROWS
+        with self._engine.begin() as connection:
+            count, page = retention.forget_old_keys(connection, days=days, page=self._page)
+        # Not before it is committed: what fails is looked at again.
+        self._page = page
+        return count, page > 0

@@ -36,7 +36,9 @@ def upgrade(url: str) -> None:
             if _is_later(MigrationContext.configure(connection).get_current_revision()):
                 return  # this version works with it, and must be able to come back
             config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent))
+            # Alembic puts values in for what follows a percent sign.
+            folder = str(Path(__file__).parent).replace("%", "%%")
+            config.set_main_option("script_location", folder)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     finally:

@@ -159,6 +159,19 @@ def test_health_names_an_option_that_is_not_utf8(option: str) -> None:
     assert ended.stderr.endswith("must be UTF-8\n")
 
 
+@pytest.mark.parametrize("path", [f"{__file__}/x.db", "/proc/x/y.db", f"/{'x' * 300}"])
+@pytest.mark.parametrize("command", ["serve", "worker", "migrate", "sweep"])
+def test_a_file_that_no_database_can_be_in_is_refused_by_the_settings_name(
+    command: str, path: str
+) -> None:
+    ended = forks.run(command, env=settings_for(f"sqlite:///{path}", "redis://127.0.0.1:1/0"))
+
+    # Of workers Dramatiq makes the exit code.
+    assert ended.code == (1 if command == "worker" else 2), ended.stderr
+    assert "INGEST_DATABASE_URL" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_port_that_is_taken_stops_the_start_with_a_line(service: Service, redis_url: str) -> None:
     env = settings_for(service.database_url, redis_url, LISTEN=service.address)
     ended = forks.run("serve", env=env)

@@ -60,6 +60,50 @@ def test_a_full_disk_of_the_data_directory_fails(tmp_path: Path) -> None:
     assert "MiB free" in found["disk"][1]
 
 
+def test_data_on_a_disk_that_takes_no_writes_fail_and_the_folder_is_named(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    migrations.upgrade(f"sqlite:///{disk / 'ingest.db'}")
+    for mount in (f"--bind {disk}", "-o remount,bind,ro"):
+        command = ["mount", *mount.split(), str(disk)]
+        if os.geteuid() or subprocess.run(command, check=False).returncode:
+            pytest.skip("LEFT OUT: nothing can be mounted here")
+    try:
+        env = {"INGEST_JWT_SECRET": SECRET}
+        code, found = examine(env | {"INGEST_DATA_DIR": str(disk)})
+        named = examine(env | {"INGEST_DATABASE_URL": f"sqlite:///{disk / 'ingest.db'}"})
+        folder = examine(env | {"INGEST_DATABASE_URL": f"sqlite:///{disk / 'folder' / 'x.db'}"})
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+    assert code == 1
+    assert found["database"] == ("fail", "Read-only file system: check INGEST_DATA_DIR")
+    for code, found in (named, folder):
+        assert (code, found["database"][0]) == (1, "fail")
+        assert "Read-only file system" in found["database"][1]
+        assert "INGEST_DATABASE_URL" in found["database"][1]
+
+
+@pytest.mark.parametrize(
+    "path, reason",
+    [
+        (f"{__file__}/x.db", "File exists"),
+        ("/proc/x/y.db", "No such file or directory"),
+        (f"/{'x' * 300}", "File name too long"),
+        (str(Path(__file__).parent), "Is a directory"),
+    ],
+)
+def test_a_file_that_no_database_can_be_in_fails_and_the_setting_is_named(
+    path: str, reason: str
+) -> None:
+    env = {"INGEST_DATABASE_URL": f"sqlite:///{path}", "INGEST_JWT_SECRET": SECRET}
+    code, found = examine(env)
+
+    assert (code, found["database"][0]) == (1, "fail")
+    assert "INGEST_DATABASE_URL" in found["database"][1]
+    assert reason in found["database"][1]
+
+
 def test_a_database_file_that_is_not_there_fails_and_is_not_made(tmp_path: Path) -> None:
     file = tmp_path / "ingest.db"
 

@@ -307,6 +307,31 @@ def test_a_folder_that_was_there_keeps_its_mode_and_what_is_made_in_it_is_ones_o
         assert stat.S_IMODE((folder / "ingest.db").stat().st_mode) == 0o600
 
 
+def test_it_runs_from_a_folder_whose_name_holds_a_percent_sign(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    packages = tmp_path / "c%20d"
+    packages.symlink_to(ROOT)
+    with running(tmp_path / "dev", env | {"PYTHONPATH": str(packages)}, "dev"):
+        assert (tmp_path / "data" / "ingest.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a?mode=memory&uri=true", "p%41q", "file:ü #1"])
+def test_the_database_is_in_the_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    env = {"INGEST_DATA_DIR": str(folder), "INGEST_LISTEN": "127.0.0.1:0"}
+    with running(tmp_path / "dev", env, "dev") as dev:
+        token = forks.run("token", "--subject", "x", env=env).stdout.strip()
+        assert Caller(dev.channel, token).submit(event()).event_id
+        told = forks.run("doctor", env=env)
+
+        assert {path.name for path in tmp_path.iterdir()} == {name, "dev"}
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+        assert modes["ingest.db"] == 0o600
+        assert set(modes.values()) == {0o600}
+    assert (told.code, "schema: current" in told.stdout) == (0, True), told
+
+
 def as_folder(file: Path) -> None:
     file.mkdir()
 

@@ -1,19 +1,23 @@
 """Daily partitions and retention: made ahead, filled from the default, dropped when final."""
 
-from collections.abc import Callable, Iterator
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, delete, func, select, text, update
+from sqlalchemy import Connection, Engine, delete, event, func, select, text, update
 
 from eventstore import migrations, retention
+from eventstore.bulk import bulk
 from eventstore.schema import events, idempotency_keys
 from eventstore.settings import Settings
-from eventstore.values import EventStatus
+from eventstore.values import EventKey, EventStatus, Finished
 from tests.kit.days import day, now
-from tests.kit.rows import ALICE, add, rows_of
+from tests.kit.rows import ALICE, add, new_user, rows_of
 from tests.kit.server import closing_engine
 from tests.kit.waiting import eventually
 from worker.housekeeper import Housekeeper
@@ -261,26 +265,78 @@ def test_two_workers_that_keep_house_at_once_get_along(
         assert (day(10) in partitions(connection)) == (keep is make)
 
 
+def keep_house(store: Engine) -> bool:
+    return Housekeeper(Settings.load(retention_days=30), store).keep()
+
+
 def test_sqlite_deletes_old_final_events_only(sqlite: Engine) -> None:
-    store = sqlite
-    old = add(store, {}, {}, received_at=now() - timedelta(days=31))
-    young = add(store, {}, received_at=now() - timedelta(days=29))
+    old = add(sqlite, {}, {}, received_at=now() - timedelta(days=31))
+    just_old = add(sqlite, {}, user=new_user(), received_at=now() - timedelta(days=30, seconds=9))
+    young = add(sqlite, {}, received_at=now() - timedelta(days=30) + timedelta(seconds=9))
+    finish(sqlite, [old[0], *just_old, *young])
+
+    assert keep_house(sqlite) is False
+    assert left_in(sqlite) == sorted([old[1].id, young[0].id])
+
+
+def test_sqlite_deletes_all_old_events_part_by_part(sqlite: Engine) -> None:
+    keys = add(sqlite, *[{}] * 25_000, received_at=now() - timedelta(days=31))
+    (young,) = add(sqlite, {})
+    finish(sqlite, [*keys, young])
+    while keep_house(sqlite):
+        pass
+
+    assert left_in(sqlite) == [young.id]
+
+
+def test_where_nothing_is_old_housekeeping_does_without_sqlites_write_lock(sqlite: Engine) -> None:
+    """Whoever submits need not wait for a look at all that there is."""
+    finish(sqlite, add(sqlite, {}, {}))
+    with closing(sqlite3.connect(str(sqlite.url.database))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert keep_house(sqlite) is False
+
+        assert time.monotonic() - began < 2  # the busy timeout is five
+        other.execute("UPDATE users SET email = 'still@example.org'")
+        other.commit()
+
+
+def test_an_old_event_that_is_redriven_before_sqlite_deletes_it_stays(sqlite: Engine) -> None:
+    """Between the look, which keeps nobody from writing, and the lock for deleting."""
+    redriven, old = add(sqlite, {}, {}, received_at=now() - timedelta(days=31))
+    finish(sqlite, [redriven, old])
+
+    def redrive(_connection: Connection) -> None:
+        with closing(sqlite3.connect(str(sqlite.url.database))) as other:
+            other.execute(
+                "UPDATE events SET status = 1 WHERE id = ?", [redriven.id.replace("-", "")]
+            )
+            other.commit()
+
+    event.listen(sqlite, "rollback", redrive, once=True)  # the end of the look
+    keep_house(sqlite)
+
+    assert left_in(sqlite) == [redriven.id]
+
+
+def finish(store: Engine, keys: Sequence[EventKey]) -> None:
     with store.begin() as connection:
-        done = events.c.id.in_([old[0].id, young[0].id])
-        connection.execute(update(events).where(done).values(status=EventStatus.PROCESSED))
+        bulk(connection).finish(
+            connection, [Finished(key, EventStatus.PROCESSED, "{}", None) for key in keys], None
+        )
 
-        assert retention.drop_old_events(connection, days=30) == 1
-        assert retention.drop_old_events(connection, days=30) == 0
-        left = connection.execute(select(events.c.id)).scalars().all()
 
-    assert sorted(left) == sorted([old[1].id, young[0].id])
+def left_in(store: Engine) -> list[str]:
+    with store.connect() as connection:
+        return sorted(connection.execute(select(events.c.id)).scalars())
 
 
 def test_old_keys_are_forgotten_on_both_databases(store: Engine) -> None:
     rows = [
         {
             "user_id": ALICE.id,
-            "key": f"k{days}",
+            "key": f'k{days} "ü" \n',
             "event_id": ALICE.id,
             "fingerprint": b"x",
             "received_at": now() - timedelta(days=days),
@@ -291,10 +347,10 @@ def test_old_keys_are_forgotten_on_both_databases(store: Engine) -> None:
         connection.execute(delete(idempotency_keys))
         connection.execute(idempotency_keys.insert(), rows)
 
-        assert retention.forget_old_keys(connection, days=30) == (2, 0)
+    assert keep_house(store) is False
+    with store.connect() as connection:
         left = connection.execute(select(idempotency_keys.c.key)).scalars().all()
-
-    assert sorted(left) == ["k1", "k29"]
+    assert sorted(left) == ['k1 "ü" \n', 'k29 "ü" \n']
 
 
 def test_of_many_keys_all_old_ones_are_forgotten_part_by_part(postgres: Engine) -> None:

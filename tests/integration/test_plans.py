@@ -9,8 +9,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
-from eventstore import migrations, processing, reading, retention, sqlite
+from eventstore import migrations, processing, reading, retention, sqlite, sqlite_retention
 from eventstore.accept import accept
+from eventstore.engine import reading as reading_only
 from eventstore.postgres import insert_keys
 from eventstore.values import (
     Duplicate,
@@ -130,38 +131,92 @@ def test_who_holds_a_key_is_looked_up_by_key_however_many_the_user_has(postgres:
     assert "key = ANY" in scans[0]["Index Cond"]
 
 
-def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(tmp_path: Path) -> None:
-    """For pairs, or for many keys, SQLite would read all rows of the user."""
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Engine]:
     url = f"sqlite:///{tmp_path / 'ingest.db'}"
     migrations.upgrade(url)
+    with closing_engine(url) as engine:
+        yield engine
+
+
+def explained(where: Engine | Connection) -> list[str]:
+    """Return the list to which SQLite's way to do each statement is added, from now on."""
     found: list[str] = []
 
     def explain(connection: Connection, cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        if not statement.startswith(("EXPLAIN", "BEGIN")):
+        if not statement.startswith(("EXPLAIN", "BEGIN", "PRAGMA")):
             one = values[0] if statement.lstrip().startswith("INSERT") else values
             cursor.execute(f"EXPLAIN QUERY PLAN {statement}", one)
             found.extend(row[3] for row in cursor.fetchall())
 
-    with closing_engine(url) as engine:
-        keys = add(engine, {}, {}, {})
-        rows = [
-            NewEvent(
-                keys[0].user_id, str(uuid4()), "t", "", "", name, b"f", now(), now(), "", "{}"
-            )
-            for name in ("a", "b", "c")
-        ]  # fmt: skip
-        with engine.begin() as connection:
-            sqlite.insert_keys(connection, rows)
-            sqlite.offer(connection, keys, 9)
-            event.listen(connection, "before_cursor_execute", explain)
-            assert (
-                len(sqlite.holders(connection, [(r.user_id, r.idempotency_key) for r in rows])) == 3
-            )
-            assert (
-                len(sqlite.lease(connection, keys, attempts=0, token=str(uuid4()), seconds=9)) == 3
-            )
-            sqlite.offer(connection, keys, 9)
-            sqlite.free_keys(connection, rows)
+    event.listen(where, "before_cursor_execute", explain)
+    return found
+
+
+def test_in_sqlite_old_events_and_keys_are_looked_for_and_deleted_by_an_index(
+    sqlite_store: Engine,
+) -> None:
+    keys = add(sqlite_store, {}, received_at=now() - timedelta(days=31))
+    with sqlite_store.begin() as connection:
+        sqlite.finish(connection, results(keys), None)
+        sqlite.insert_keys(connection, [old_named_event()])
+    found = explained(sqlite_store)
+
+    assert sqlite_retention.drop_old_events(sqlite_store, days=30) == 1
+    assert sqlite_retention.forget_old_keys(sqlite_store, days=30) == 1
+    assert sorted(line.rpartition(" INDEX ")[2] for line in found if "SEARCH" in line) == [
+        "idempotency_keys_received_at (received_at<?)",
+        "sqlite_autoindex_events_1 (user_id=? AND id<?)",
+        "sqlite_autoindex_events_1 (user_id=? AND id=?)",
+        "sqlite_autoindex_idempotency_keys_1 (user_id=? AND key=?)",
+    ]
+    assert not [line for line in found if line in {"SCAN events", "SCAN idempotency_keys"}]
+
+
+def old_named_event() -> NewEvent:
+    at = now() - timedelta(days=31)
+    return NewEvent(str(uuid4()), str(uuid4()), "t", "", "", "key", b"f", at, at, "", "{}")
+
+
+def test_in_sqlite_pending_events_of_a_user_with_many_are_counted_by_their_own_index(
+    sqlite_store: Engine,
+) -> None:
+    """They are older than the newest ones, over which all others are counted."""
+    keys = add(sqlite_store, *[{}] * (reading.COUNT_ROWS + 5))
+    add(sqlite_store, {}, user=new_user())
+    with sqlite_store.begin() as connection:
+        sqlite.finish(connection, results(keys[5:]), None)
+    with reading_only(sqlite_store) as connection:
+        found = explained(connection)
+        for filters in (
+            reading.Filters(),
+            reading.Filters(received_after=now() - timedelta(days=1)),
+        ):
+            counts, truncated = reading.count_events(connection, keys[0].user_id, filters)
+
+            assert (counts[EventStatus.PENDING], truncated) == (5, True)
+            assert counts[EventStatus.PROCESSED] == reading.COUNT_ROWS
+            assert found[-1] == "SCAN events USING INDEX events_pending"
+
+
+def test_in_sqlite_too_every_row_is_looked_up_by_user_and_name(sqlite_store: Engine) -> None:
+    """For pairs, or for many keys, SQLite would read all rows of the user."""
+    engine = sqlite_store
+    keys = add(engine, {}, {}, {})
+    rows = [
+        NewEvent(
+            keys[0].user_id, str(uuid4()), "t", "", "", name, b"f", now(), now(), "", "{}"
+        )
+        for name in ("a", "b", "c")
+    ]  # fmt: skip
+    with engine.begin() as connection:
+        sqlite.insert_keys(connection, rows)
+        sqlite.offer(connection, keys, 9)
+        found = explained(connection)
+        assert len(sqlite.holders(connection, [(r.user_id, r.idempotency_key) for r in rows])) == 3
+        assert len(sqlite.lease(connection, keys, attempts=0, token=str(uuid4()), seconds=9)) == 3
+        sqlite.offer(connection, keys, 9)
+        sqlite.free_keys(connection, rows)
 
     looked = [line for line in found if line.startswith(("SEARCH", "SCAN"))]
     assert {line.split("(")[1] for line in looked if "users" not in line} == {
