@@ -3,8 +3,10 @@
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -15,6 +17,8 @@ from eventstore import migrations
 from eventstore.inspection import DatabaseFacts
 from eventstore.settings import Settings
 from ingest_service.doctor_database import judge_postgres
+from ingest_service.findings import Finding
+from tests.kit.databases import alter_database
 from tests.kit.days import day, now
 from tests.kit.forks import run
 from tests.kit.key_server import Key, KeyServer
@@ -64,7 +68,7 @@ def test_switched_off_durability_fails_unless_it_is_allowed(env: dict[str, str])
     code, found = examine(env)
     assert code == 1
     assert found["durability"][0] == "fail"
-    assert "fsync" in found["durability"][1]
+    assert found["durability"][1].startswith("fsync, full_page_writes off:")
 
     code, found = examine(env, "--allow-unsafe-durability")
     assert (code, found["durability"][0]) == (0, "warn")
@@ -72,11 +76,14 @@ def test_switched_off_durability_fails_unless_it_is_allowed(env: dict[str, str])
         "database",
         "clock",
         "schema",
+        "writes",
         "version",
+        "encoding",
         "partitions",
         "broker",
         "keys",
         "listener",
+        "rights",
     )
     assert {check: found[check][0] for check in in_order} == dict.fromkeys(in_order, "ok")
 
@@ -147,6 +154,23 @@ def test_a_key_server_that_nobody_can_ask_fails_by_name(
     code, found = examine(jwks_env | {"INGEST_JWT_JWKS_URL": url}, "--allow-unsafe-durability")
     assert (code, found["keys"][0]) == (1, "fail")
     assert found["keys"][1].startswith(why)
+
+
+def test_a_database_that_takes_no_writes_fails(env: dict[str, str], database_url: str) -> None:
+    """As a standby, or what somebody set to read only."""
+    alter_database(database_url, "SET default_transaction_read_only = on")
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert (code, found["writes"][0]) == (1, "fail")
+    assert found["writes"][1].startswith("read only:")
+    assert "default_transaction_read_only" in found["writes"][1]
+
+
+def test_revocations_that_cannot_be_read_fail(env: dict[str, str], tmp_path: Path) -> None:
+    env |= {"INGEST_JWT_REVOCATION_FILE": str(tmp_path / "nowhere.json")}
+    code, found = examine(env, "--allow-unsafe-durability")
+
+    assert (code, found["keys"][0]) == (1, "fail")
 
 
 def test_a_listener_in_the_clear_fails_and_is_a_warning_where_it_is_meant(
@@ -298,11 +322,10 @@ def test_fewer_connections_than_are_taken_are_a_warning(env: dict[str, str]) -> 
     assert "raise max_connections" in found["connections"][1]
 
 
-@pytest.mark.parametrize("version, verdict", [(140_019, "fail"), (150_000, "ok")])
-def test_an_old_postgresql_fails(version: int, verdict: str) -> None:
-    """None is here to be asked, so this asks what is made of its number."""
+def judged(check: str, **other: Any) -> Finding:
+    """Return what is made of a server that is in order, but for these facts."""
     facts = DatabaseFacts(
-        version=version,
+        version=150_018,
         unsafe=(),
         max_connections=100,
         connections=1,
@@ -314,11 +337,39 @@ def test_an_old_postgresql_fails(version: int, verdict: str) -> None:
         may_create=False,
         owns_tables=False,
     )
-    findings = judge_postgres(facts, Settings.load(), allow_unsafe_durability=False)
+    findings = judge_postgres(
+        replace(facts, **other), Settings.load(), allow_unsafe_durability=False
+    )
+    (found,) = (finding for finding in findings if finding.check == check)
+    return found
 
-    (found,) = (finding for finding in findings if finding.check == "version")
+
+@pytest.mark.parametrize("version, verdict", [(140_019, "fail"), (150_000, "ok")])
+def test_an_old_postgresql_fails(version: int, verdict: str) -> None:
+    """None is here to be asked, so this asks what is made of its number."""
+    found = judged("version", version=version)
+
     assert found.verdict.value == verdict
     assert ("PostgreSQL 15" in found.text) == (verdict == "fail")
+
+
+@pytest.mark.parametrize("encoding, verdict", [("SQL_ASCII", "fail"), ("UTF8", "ok")])
+def test_a_database_of_another_encoding_fails(encoding: str, verdict: str) -> None:
+    """Migrations make no tables in such a one."""
+    found = judged("encoding", encoding=encoding)
+
+    assert found.verdict.value == verdict
+    assert found.text.startswith(encoding)
+    assert ("ENCODING 'UTF8'" in found.text) == (verdict == "fail")
+
+
+@pytest.mark.parametrize("used, verdict", [(99, "warn"), (1, "ok")])
+def test_connections_that_others_have_are_not_ours(used: int, verdict: str) -> None:
+    """So many would be in the way of the other tests."""
+    found = judged("connections", max_connections=100, connections=used)
+
+    assert found.verdict.value == verdict
+    assert found.text.startswith(f"{100 - used} free")
 
 
 def test_a_file_without_a_journal_for_readers_is_a_warning(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
 """Readiness follows the database, liveness does not, and neither needs a token."""
 
-from collections.abc import Iterator
-from contextlib import closing
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import grpc
-import psycopg2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import Engine, text
 
 from eventstore import migrations
+from ingest.v1.event_pb2 import EventInput
 from tests.hostile.frames import connections, message
 from tests.kit.caller import event, refused
+from tests.kit.databases import alter_database
 from tests.kit.server import Service, Start, settings_for
 from tests.kit.services import Postgres, start_postgres
 from tests.kit.waiting import eventually
@@ -110,26 +111,13 @@ def test_a_database_that_takes_no_writes_is_not_ready(
     database_url: str, redis_url: str, start_service: Start
 ) -> None:
     """As a standby, where nothing can be stored though everything can be read."""
-    name = urlsplit(database_url).path.removeprefix("/")
-
-    def alter(change: str) -> None:
-        with closing(psycopg2.connect(database_url)) as connection:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute("SET default_transaction_read_only = off")
-                cursor.execute(f"ALTER DATABASE {name} {change}")
-                cursor.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                )
-
-    alter("SET default_transaction_read_only = on")
+    alter_database(database_url, "SET default_transaction_read_only = on")
     server = start_service(settings_for(database_url, redis_url))
     assert {health(server, name) for name in READY} == {"NOT_SERVING"}
     assert refused(server.caller().submit, event()).code is grpc.StatusCode.UNAVAILABLE
     assert server.caller().counts() == {}
 
-    alter("RESET default_transaction_read_only")
+    alter_database(database_url, "RESET default_transaction_read_only")
 
     eventually(lambda: {health(server, name) for name in READY} == {"SERVING"})
     assert server.caller().is_served()
@@ -150,6 +138,32 @@ def test_a_watcher_who_reads_nothing_keeps_nobody_from_hearing_of_the_end(
         deaf.open("", server.nobody(), message(b""), end=True, **path)
         eventually(lambda: bool(deaf.begun()))
         end_while_watched(server)
+
+
+def test_a_server_that_drains_says_so_to_its_end(
+    store_url: str, redis_url: str, start_service: Start
+) -> None:
+    """Its database answers all the time; a balancer that heard of that would send more calls."""
+    server = start_service(settings_for(store_url, redis_url, DRAIN_SECONDS="4"))
+    alice = server.caller()
+    messages: SimpleQueue[Sequence[EventInput] | None] = SimpleQueue()
+    with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(refused, alice.stream, iter(messages.get, None))
+        messages.put([event()])
+        eventually(lambda: alice.counts() == {"PENDING": 1})
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=20)  # type: ignore[attr-defined]  # a stub's
+        told = [next(watch).status]
+        server.process.terminate()
+        with pytest.raises(grpc.RpcError):
+            told.extend(answer.status for answer in watch)
+        # Until this stream was told to end there was time for some looks at the database.
+        assert stream.result().verdict == ("UNAVAILABLE", "DRAINING")
+        messages.put(None)
+
+    serving = health_pb2.HealthCheckResponse
+    assert told == [serving.SERVING, serving.NOT_SERVING]
+    assert server.process.wait() == 0
 
 
 def end_while_watched(server: Service) -> None:

@@ -114,7 +114,47 @@ def test_doctor_as_the_role_sees_everything_and_finds_no_rights_too_many(
     code, found = examine(env, "--allow-unsafe-durability")
 
     assert (code, found["role"]) == (0, ("ok", "no DDL"))
+    assert found["rights"] == ("ok", "enough")
     assert found["default partition"] == ("ok", "empty")
+
+
+def test_doctor_fails_for_a_role_that_lacks_what_serving_and_working_need(
+    database_url: str, application_url: str, broker_url: str
+) -> None:
+    """Such as one that may only read."""
+    with closing(psycopg2.connect(database_url)) as owner, owner.cursor() as cursor:
+        cursor.execute(
+            "REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public FROM ingest_app"
+        )
+        cursor.execute("REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM ingest_app")
+        owner.commit()
+    code, found = examine(settings_for(application_url, broker_url), "--allow-unsafe-durability")
+
+    assert (code, found["rights"][0]) == (1, "fail")
+    lacks, _, advice = found["rights"][1].removeprefix("lacks ").partition(": ")
+    assert set(lacks.split(", ")) == {
+        "INSERT on users",
+        "UPDATE on users",
+        "INSERT on events",
+        "UPDATE on events",
+        "INSERT on idempotency_keys",
+        "DELETE on idempotency_keys",
+        "EXECUTE on ingest_ensure_partitions",
+        "EXECUTE on ingest_drop_partitions",
+    }
+    assert "deploy/roles.sql" in advice
+
+
+def test_doctor_warns_of_a_role_that_may_create_tables_though_it_owns_none(
+    database_url: str, application_url: str, broker_url: str
+) -> None:
+    with closing(psycopg2.connect(database_url)) as owner, owner.cursor() as cursor:
+        cursor.execute("GRANT CREATE ON SCHEMA public TO ingest_app")
+        owner.commit()
+    code, found = examine(settings_for(application_url, broker_url), "--allow-unsafe-durability")
+
+    assert (code, found["role"][0]) == (0, "warn")
+    assert found["role"][1].startswith("may create tables:")
 
 
 def test_doctor_warns_of_the_owner_of_the_tables_though_it_may_create_none(
@@ -126,6 +166,8 @@ def test_doctor_warns_of_the_owner_of_the_tables_though_it_may_create_none(
             cursor.execute("CREATE ROLE ingest_owner LOGIN")
         for table in ("users", "events", "events_default", "idempotency_keys", "alembic_version"):
             cursor.execute(f"ALTER TABLE {table} OWNER TO ingest_owner")
+        for function in ("ingest_ensure_partitions", "ingest_drop_partitions"):
+            cursor.execute(f"ALTER FUNCTION {function} OWNER TO ingest_owner")
         cursor.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         connection.commit()
     url = make_url(database_url).set(username="ingest_owner", password=None)
@@ -145,6 +187,21 @@ def test_a_role_that_is_not_named_may_not_keep_partitions(database_url: str, cal
         cursor.execute("SET ROLE ingest_stranger")
         with pytest.raises(InsufficientPrivilege, match=call.partition("(")[0]):
             cursor.execute(f"SELECT {call}")
+
+
+def test_functions_with_the_rights_of_their_owner_look_nowhere_else(database_url: str) -> None:
+    """A caller's own path, or temporary tables, could have them do anything."""
+    with closing_engine(database_url) as engine, engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT proname, proconfig FROM pg_proc"
+                " WHERE prosecdef AND pronamespace = 'public'::regnamespace"
+            )
+        ).all()
+
+    assert {name for name, _ in found} >= {"ingest_ensure_partitions", "ingest_drop_partitions"}
+    for name, config in found:
+        assert "search_path=public, pg_temp" in (config or ()), name
 
 
 def test_the_role_can_keep_partitions_and_retention(as_application: Engine) -> None:

@@ -1,8 +1,11 @@
 """The sweeper: with a broker, without one, and when workers are behind."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Never
 
 import dramatiq
 import pytest
@@ -12,7 +15,8 @@ from sqlalchemy import Engine, text
 from eventstore.errors import TransientStorageError
 from eventstore.processing import _SWEEP_LOCK
 from eventstore.settings import Settings
-from tests.kit.rows import add, make_due, rows_of
+from eventstore.values import EventKey
+from tests.kit.rows import add, make_due, row_of, rows_of
 from tests.kit.server import closing_engine
 from tests.kit.waiting import eventually
 from worker.broker import QUEUE, RECOVERY_QUEUE, build_broker
@@ -60,6 +64,73 @@ def test_without_a_broker_the_sweeper_processes_by_itself(store: Engine, build: 
     rows = rows_of(store, keys)
     assert [row.status for row in rows] == [2, 3, 2]
     assert [row.attempts for row in rows] == [1, 1, 1]
+
+
+def test_what_the_broker_does_not_take_the_sweeper_processes_by_itself(
+    store: Engine, build: Build
+) -> None:
+    """It tells how many messages wait, and is away, or full, when there shall be more."""
+
+    class TakesNothing(StubBroker):
+        def enqueue(self, message: object, *, delay: int | None = None) -> Never:
+            raise ConnectionError
+
+    keys = add(store, {}, [], due_in=-1)
+
+    assert build(TakesNothing(middleware=[])).sweep() == 2
+    assert [row.status for row in rows_of(store, keys)] == [2, 3]
+
+
+def test_recoveries_that_nobody_finishes_do_not_hold_up_the_rows(
+    store: Engine, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.sweeper._STUCK_AFTER", 0.2)
+    broker = build_broker("stub://")
+    sweeper = build(broker)
+    keys = add(store, {}, {}, due_in=-1)
+    assert sweeper.sweep() == 2
+    assert {row.status for row in rows_of(store, keys)} == {1}
+
+    def swept() -> bool:
+        make_due(store, keys)
+        sweeper.sweep()
+        return {row.status for row in rows_of(store, keys)} == {2}
+
+    eventually(swept, timeout=5)
+    assert waiting(broker, RECOVERY_QUEUE) > 0
+
+
+def test_what_was_sent_again_is_due_again_within_seconds(store: Engine, build: Build) -> None:
+    """The message may be lost too."""
+    keys = add(store, {}, due_in=-1)
+    assert build(build_broker("stub://")).sweep() == 1
+
+    left = row_of(store, keys[0]).next_attempt_at - datetime.now(UTC)
+    assert timedelta(seconds=3) < left <= timedelta(seconds=5.5)
+
+
+def test_a_sweep_that_meets_a_bug_is_not_the_last(
+    store: Engine, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INGEST_SWEEP_SECONDS", "0.05")
+    recover, met = Processor.recover, threading.Event()
+
+    def with_a_bug(self: Processor, keys: Sequence[EventKey], *, attempts: int) -> None:
+        if not met.is_set():
+            met.set()
+            raise RuntimeError
+        recover(self, keys, attempts=attempts)
+
+    monkeypatch.setattr(Processor, "recover", with_a_bug)
+    keys = add(store, {}, due_in=-1)
+    sweeper = build(build_broker("redis://127.0.0.1:1/0"))
+    sweeper.start()
+    try:
+        assert met.wait(5)
+        make_due(store, keys)
+        eventually(lambda: row_of(store, keys[0]).status == 2, timeout=5)
+    finally:
+        sweeper.stop()
 
 
 def test_while_the_queue_is_deep_first_deliveries_are_left_alone(

@@ -32,6 +32,20 @@ def close_database(server_url: str, url: str) -> str:
     return name
 
 
+def alter_database(url: str, change: str) -> None:
+    """Change what is set for a database, such as "SET jit = off", and end its other connections."""
+    name = urlsplit(url).path.removeprefix("/")
+    with closing(psycopg2.connect(url)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SET default_transaction_read_only = off")
+            cursor.execute(sql.SQL(f"ALTER DATABASE {{}} {change}").format(sql.Identifier(name)))
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+
 def _execute(server_url: str, statement: str, *names: str) -> None:
     with closing(psycopg2.connect(server_url)) as connection:
         connection.autocommit = True

@@ -1,11 +1,16 @@
 """From keys to messages and back: chunks, users, and whatever a stranger puts into the queue."""
 
+import socket
 import threading
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import dramatiq
 import pytest
+import structlog
+from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +118,38 @@ def test_a_broker_that_is_away_is_one_kind_of_error(url: str) -> None:
         dispatcher.waiting(QUEUE)
 
 
+def test_a_message_whose_answer_is_lost_is_not_sent_again() -> None:
+    """It may have arrived; what did not, the sweeper finds."""
+    asked = []
+
+    def hang_up(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                asked.append(connection.recv(1))
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=hang_up, args=[listener])
+        thread.start()
+        broker = build_broker(f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
+        with pytest.raises(BrokerUnavailable):
+            Dispatcher(broker, chunk_rows=500).first_deliveries(by_user([key(1)]))
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+    assert len(asked) == 1
+
+
+def test_messages_of_a_dead_worker_go_back_to_the_queue_soon() -> None:
+    """With what Dramatiq has by default that takes ten minutes and more."""
+    broker = build_broker("redis://127.0.0.1:1/0")
+
+    assert isinstance(broker, RedisBroker)
+    assert broker.heartbeat_timeout == 15_000, "milliseconds"
+    assert broker.maintenance_chance == 1_000_000, "with every command"
+
+
 @pytest.mark.parametrize("url", ["", "kafka://host", "http://host", "memory"])
 def test_another_broker_is_refused_with_what_is_allowed(url: str) -> None:
     with pytest.raises(SettingsError, match=r"INGEST_BROKER_URL must start with redis://"):
@@ -141,6 +178,37 @@ def test_nobody_waits_for_a_broker_that_hangs() -> None:
     eventually(lambda: count() >= 2_000)
     dispatcher.stop(5)
     assert count() <= 4_001, "what waits is bounded"
+
+
+def told_of(broker: dramatiq.Broker, groups: int) -> list[str]:
+    """Hand groups over one after the other, and return the names of the records."""
+    dispatcher = BackgroundDispatcher(Dispatcher(broker, chunk_rows=500))
+    with structlog.testing.capture_logs() as told:
+        dispatcher.start()
+        for number in range(groups):
+            dispatcher.dispatch(by_user([key(number)]))
+            # More than the least pause: each is a round of its own; nobody hears of one dropped.
+            time.sleep(0.03)
+        dispatcher.stop(5)
+    return [record["event"] for record in told]
+
+
+def test_after_a_failure_nothing_is_sent_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.dispatch._FIRST_PAUSE", 60.0)
+
+    assert told_of(build_broker("redis://127.0.0.1:1/0"), 10) == ["broker_unavailable"]
+
+
+def test_a_queue_that_is_full_is_sent_one_group_a_second(broker: dramatiq.Broker) -> None:
+    assert isinstance(broker, StubBroker)
+    broker.declare_queue(QUEUE)
+    full = 20_001
+    broker.queues[QUEUE].queue.extend([b""] * full)
+
+    told = told_of(broker, 10)
+
+    assert set(told) == {"queue_full"}
+    assert broker.queues[QUEUE].qsize() - full == len(told) < 5
 
 
 GOOD_ID = key(1).id
