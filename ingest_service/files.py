@@ -100,7 +100,9 @@ class Aside:
         """Do work and await it, as `wait_for` does; what comes later is dropped."""
         begun = self.begin(work)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(begun), seconds or READ_SECONDS)
+            # Not asyncio.wait_for: before Python 3.12 a result at that moment undoes a cancel.
+            async with asyncio.timeout(seconds or READ_SECONDS):
+                return await asyncio.wrap_future(begun)
         except TimeoutError as error:
             raise error if begun.done() else _late() from None
 

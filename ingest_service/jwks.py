@@ -131,8 +131,10 @@ class JwkSet:
             self._wanted.clear()
             await asyncio.sleep(self._source.least_seconds)
             rest = self._source.refresh_seconds - self._source.least_seconds
+            # Not asyncio.wait_for: before Python 3.12 a key missed at that moment undoes a cancel.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), rest)
+                async with asyncio.timeout(rest):
+                    await self._wanted.wait()
 
     def load(self) -> None:
         """Read the source once, and wait for it; raises OSError or ValueError."""

@@ -232,6 +232,14 @@ def test_metadata_that_is_too_large_is_always_refused(alice: Caller, size: int) 
         assert refused(alice.submit, event()).code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_metadata_below_the_limit_is_always_taken(alice: Caller) -> None:
+    """The limit is of 8 KiB; between a lower soft one and it, calls were refused at random."""
+    alice.metadata += (("x-padding", "x" * (6_900 - len(alice.token))),)
+
+    for _ in range(200):
+        assert alice.counts() == {}
+
+
 def test_metadata_of_a_thousand_names_is_refused(alice: Caller) -> None:
     alice.metadata += tuple((f"x-{number}", "x" * 10) for number in range(1_000))
 

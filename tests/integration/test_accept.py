@@ -19,6 +19,7 @@ NOW = datetime.now(UTC)
 ALICE = User(
     id="11111111-1111-5111-8111-111111111111", issuer="ingest", subject="alice", email="a@b"
 )
+BOB = ALICE._replace(id="22222222-2222-5222-8222-222222222222", subject="bob")
 _IDS = EventIds()
 
 
@@ -30,8 +31,8 @@ def made(content: str, key: str = "", user: User = ALICE) -> NewEvent:
     )  # fmt: skip
 
 
-def submission(*rows: NewEvent, atomic: bool = True) -> Submission:
-    return Submission(user=ALICE, events=rows, atomic=atomic, size=1)
+def submission(*rows: NewEvent, atomic: bool = True, user: User = ALICE) -> Submission:
+    return Submission(user=user, events=rows, atomic=atomic, size=1)
 
 
 #: Events that make a group too large for the statement of small ones.
@@ -132,6 +133,45 @@ def test_users_who_share_a_key_are_told_of_their_own_events(store: Engine, far: 
         [found[position].event_id for position in range(31)]  # type: ignore[union-attr]
         for found in verdicts
     ] == [[event.id for event in each.events] for each in first]
+
+
+def test_two_users_who_hold_each_others_keys_are_told_of_their_own_events(store: Engine) -> None:
+    """Each repeats another key: the look-up meets those of the other user, too."""
+    hers, his = ([made("a", key, user) for key in ("x", "y")] for user in (ALICE, BOB))
+    write(store, submission(*hers), submission(*his, user=BOB), unseen=(ALICE, BOB))
+
+    verdicts = write(
+        store,
+        submission(made("a", "x", ALICE)),
+        submission(made("a", "y", BOB), user=BOB),
+        unseen=(ALICE, BOB),
+    )
+
+    pending = EventStatus.PENDING
+    assert verdicts == [
+        {0: Duplicate(hers[0].id, NOW, pending)},
+        {0: Duplicate(his[1].id, NOW, pending)},
+    ]
+
+
+def test_refused_batches_leave_each_users_keys_to_the_events_that_hold_them(store: Engine) -> None:
+    """Each gives a key back that the other one holds, of an event that is stored."""
+    hers = [made("a", "taken", ALICE), made("a", "q", ALICE)]
+    his = [made("b", "taken", BOB), made("b", "p", BOB)]
+    write(store, submission(*hers), submission(*his, user=BOB), unseen=(ALICE, BOB))
+
+    verdicts = write(
+        store,
+        submission(made("a", "p", ALICE), made("other", "taken", ALICE)),
+        submission(made("b", "q", BOB), made("other", "taken", BOB), user=BOB),
+        unseen=(ALICE, BOB),
+    )
+
+    assert verdicts == [{1: KeyConflict(hers[0].id)}, {1: KeyConflict(his[0].id)}]
+    keys = select(idempotency_keys.c.event_id, idempotency_keys.c.key)
+    with store.connect() as connection:
+        held = {row.event_id: row.key for row in connection.execute(keys)}
+    assert held == {event.id: event.idempotency_key for event in hers + his}
 
 
 @pytest.mark.parametrize("beside, far", [(0, False), (MANY, False), (MANY, True)])

@@ -19,6 +19,7 @@ from tests.kit.forks import run
 from tests.kit.processes import Process, Processes
 from tests.kit.server import BIN, Start, record, records, settings_for
 from tests.kit.tokens import SECRET
+from tests.kit.waiting import eventually
 
 ES256 = {"JWT_ALGORITHM": "ES256"}
 RS256 = {"JWT_ALGORITHM": "RS256"}
@@ -199,6 +200,16 @@ def test_on_loopback_and_with_tls_there_is_nothing_to_warn_of(
     for listen in ({}, tls | {"INGEST_LISTEN": "here.localhost:0"}):
         server = start_service(env | listen)
         assert not any(line["level"] == "warning" for line in records(server.process))
+
+
+def test_a_misspelt_setting_is_warned_of_at_the_start(
+    env: dict[str, str], start_service: Start
+) -> None:
+    server = start_service(env | {"INGEST_READ_THREAD": "9"})
+
+    told = eventually(lambda: record(server.process, "settings_unknown"))
+    assert told is not None
+    assert (told["level"], told["names"]) == ("warning", ["INGEST_READ_THREAD"])
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """Whatever a key server answers: the last good keys stay, and nobody else is asked for any."""
 
+import asyncio
 import ssl
-from contextlib import ExitStack
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from ingest_service.jwks import JwkSet, JwksUrl
 from tests.kit.certificates import Authority, write
 from tests.kit.key_server import Key, KeyServer, key_set
+from tests.kit.waiting import eventually
 
 
 def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
@@ -59,6 +63,64 @@ async def test_whatever_a_key_server_answers_the_last_good_keys_stay(
     assert keys.keys_for("new")
     assert not keys.keys_for("key")
     assert key_server.asked == 3
+
+
+@asynccontextmanager
+async def kept_fresh(key_server: KeyServer) -> AsyncIterator[JwkSet]:
+    """Keep a set of keys as a running server does, once it was read."""
+    keys = JwkSet("ES256", JwksUrl(key_server.url))
+    reading = asyncio.create_task(keys.keep_fresh())
+    try:
+        await asyncio.to_thread(eventually, lambda: keys.version == 1)
+        yield keys
+    finally:
+        reading.cancel()
+        _, going_on = await asyncio.wait([reading], timeout=5)
+    assert not going_on
+
+
+async def test_keys_that_nobody_knows_do_not_have_a_key_server_asked_more_often(
+    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But sooner than it would be: a new key is used within seconds, however many are forged."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert JwksUrl.least_seconds == 5
+    monkeypatch.setattr(JwksUrl, "least_seconds", 0.5)
+    key_server.publish(KEY)
+    began = time.monotonic()
+
+    async with kept_fresh(key_server) as keys, asyncio.timeout(20):
+        while key_server.asked < 3:
+            assert not keys.keys_for("stranger")
+            await asyncio.sleep(0.01)  # as often as forged tokens come
+        assert time.monotonic() - began >= 2 * 0.5
+
+
+async def test_a_key_that_is_withdrawn_is_forgotten_though_no_other_is_asked_for(
+    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert JwksUrl.refresh_seconds == 60
+    monkeypatch.setattr(JwksUrl, "refresh_seconds", JwksUrl.refresh_seconds / 120)
+    monkeypatch.setattr(JwksUrl, "least_seconds", JwksUrl.least_seconds / 120)
+    key_server.publish(KEY, Key("other"))
+
+    async with kept_fresh(key_server) as keys:
+        assert keys.keys_for("key")
+        key_server.publish(Key("other"))
+        await asyncio.to_thread(eventually, lambda: keys.version == 2)
+        assert not keys.keys_for("key")
+
+
+async def test_keys_are_read_no_more_once_that_is_cancelled_though_one_was_just_missed(
+    key_server: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(JwksUrl, "least_seconds", 0.0)
+    key_server.publish(KEY)
+
+    async with kept_fresh(key_server) as keys:
+        assert not keys.keys_for("stranger")
 
 
 @pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -64,6 +64,7 @@ def test_a_user_who_submits_too_much_is_told_when_to_come_back(limited: Service)
 
     assert 20 <= accepted <= 30
     assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.quotas == {"user": "events or bytes a second"}
     assert refusal.retry_delay is not None
     assert 0 < refusal.retry_delay <= 1
     assert modest.submit(event()).event_id
@@ -256,16 +257,23 @@ def varint(value: int) -> bytes:
     return written + bytes([value])
 
 
-def test_who_reads_too_much_is_refused(limited: Service) -> None:
+@pytest.mark.parametrize("method", ["get", "list", "counts"])
+def test_who_reads_too_much_is_refused(limited: Service, method: str) -> None:
     greedy = limited.caller()
-    greedy.submit(event())
+    receipt = greedy.submit(event())
+    reads: dict[str, Callable[[], object]] = {
+        "get": partial(greedy.get, receipt.event_id),
+        "list": greedy.list,
+        "counts": greedy.counts,
+    }
 
     def read_often() -> None:
         for _ in range(100):
-            greedy.stub.GetEventCounts(pb.GetEventCountsRequest(), metadata=greedy.metadata)
+            reads[method]()
 
     refusal = refused(read_often)
     assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.quotas == {"user": "reads a second"}
     assert refusal.retry_delay is not None
     assert 0 < refusal.retry_delay <= 1
 
@@ -312,32 +320,45 @@ def test_ten_thousand_polls_by_one_user_cost_another_no_answer(limited: Service)
     assert polled["answered"] <= 10 * (seconds + 3)
 
 
-def test_a_third_stream_is_refused_until_one_ends(limited: Service) -> None:
-    user = limited.caller()
+@contextmanager
+def streaming_twice(user: Caller) -> Iterator[Sequence[Any]]:
+    """Hold two streams of somebody new open, each after the first event."""
     done = Event()
 
     def one_message() -> Iterator[pb.StreamEventsRequest]:
         yield pb.StreamEventsRequest(events=[event()])
-        done.wait(20)
+        done.wait(40)
 
     with ExitStack() as ending:
         ending.callback(done.set)
         calls = [
             user.stub.StreamEvents.future(one_message(), metadata=user.metadata) for _ in range(2)
         ]
-        counts = pb.GetEventCountsRequest()
+        eventually(lambda: user.counts() == {"PENDING": 2}, timeout=10, interval=0.2)
+        yield calls
 
-        def stored() -> bool:
-            answer = user.stub.GetEventCounts(counts, metadata=user.metadata)
-            return sum(entry.count for entry in answer.counts) == 2
 
-        eventually(stored, timeout=10, interval=0.2)
+def test_a_third_stream_is_refused_until_one_ends(limited: Service) -> None:
+    user = limited.caller()
+
+    with streaming_twice(user) as calls:
         refusal = refused(user.stream, [[event()]])
     assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.quotas == {"user": "streams at once"}
     assert refusal.retry_delay is not None
     assert refusal.retry_delay > 0
     assert [call.result(timeout=10).accepted for call in calls] == [1, 1]
     assert user.stream([[event()]]).accepted == 1
+
+
+def test_all_streams_of_one_user_leave_another_its_own(limited: Service) -> None:
+    greedy, modest = limited.caller(), limited.caller()
+
+    with streaming_twice(greedy) as calls:
+        assert refused(greedy.stream, [[event()]]).reason == "RATE_LIMITED"
+        with streaming_twice(modest) as others:
+            pass
+    assert [call.result(timeout=10).accepted for call in (*calls, *others)] == [1] * 4
 
 
 def test_a_call_that_takes_too_long_is_ended_and_what_it_sent_is_still_stored(

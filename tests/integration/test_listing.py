@@ -9,14 +9,16 @@ from itertools import islice
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import update
+from sqlalchemy import Engine, update
 
+from eventstore import reading
 from eventstore.schema import events
-from eventstore.values import MOST_AHEAD_MS
+from eventstore.values import MOST_AHEAD_MS, EventStatus
 from ingest.v1 import event_pb2
 from ingest.v1.ingest_service_pb2 import GetEventCountsRequest
 from ingest_service.decode import MAX_EVENT_BYTES
 from tests.kit.caller import Caller, at, event, refused
+from tests.kit.rows import ALICE, add, new_user
 from tests.kit.server import Service, closing_engine
 
 NONE = event_pb2.PAYLOAD_FORMAT_NONE
@@ -105,6 +107,21 @@ def test_every_status_is_counted_even_when_it_is_zero(alice: Caller) -> None:
 
     assert [(entry.status, entry.count) for entry in answer.counts] == [(n, 0) for n in range(1, 5)]
     assert not answer.truncated
+
+
+def test_pending_events_older_than_what_is_counted_are_counted_too_and_only_ones_own(
+    store: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.reading.COUNT_ROWS", 3)
+    mine = add(store, *[{}] * 7)
+    add(store, *[{}] * 4, user=new_user())
+    final = events.c.id.in_([key.id for key in mine[:2]])
+    with store.begin() as connection:
+        connection.execute(update(events).where(final).values(status=EventStatus.PROCESSED))
+        counts, is_truncated = reading.count_events(connection, ALICE.id, reading.Filters())
+
+    assert is_truncated
+    assert counts[EventStatus.PENDING] == 5
 
 
 def just_after(moment: Timestamp) -> Timestamp:

@@ -86,6 +86,7 @@ def test_who_has_too_many_pending_events_is_refused_until_they_are_processed(
     refusal = refusal_in_time(greedy)
 
     assert refusal.verdict == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+    assert refusal.quotas == {"user": "PENDING events"}
     assert refusal.retry_delay == 1
     assert modest.is_served()
     assert greedy.counts()["PENDING"] >= _MOST

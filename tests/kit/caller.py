@@ -37,6 +37,8 @@ class Refusal(NamedTuple):
     metadata: Mapping[str, str] = {}
     #: Description by path of the field.
     fields: Mapping[str, str] = {}
+    #: Description by subject.
+    quotas: Mapping[str, str] = {}
     #: Seconds.
     retry_delay: float | None = None
     #: The status as it was on the wire.
@@ -62,13 +64,16 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
     found = Refusal(code, text, wire=status.SerializeToString(deterministic=True))
     for detail in status.details:
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        retry = error_details_pb2.RetryInfo()
+        quota, retry = error_details_pb2.QuotaFailure(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
             assert info.domain == "ingest"
             found = found._replace(reason=info.reason, metadata=dict(info.metadata))
         elif detail.Unpack(bad):
             fields = {violation.field: violation.description for violation in bad.field_violations}
             found = found._replace(fields=fields)
+        elif detail.Unpack(quota):
+            limits = {violation.subject: violation.description for violation in quota.violations}
+            found = found._replace(quotas=limits)
         elif detail.Unpack(retry):
             found = found._replace(retry_delay=retry.retry_delay.ToMicroseconds() / 1e6)
     return found

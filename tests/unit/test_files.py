@@ -57,6 +57,20 @@ def test_readings_that_never_end_are_few_and_begin_again_when_they_ended() -> No
     eventually(is_free)
 
 
+async def test_a_reading_that_ends_as_its_wait_is_cancelled_does_not_undo_the_cancel() -> None:
+    aside, end = Aside("ending"), threading.Event()
+    waiting = asyncio.create_task(aside.result(end.wait))
+    await asyncio.sleep(0)  # it begins
+
+    end.set()
+    # The loop stands still meanwhile, so it learns of both at once.
+    eventually(lambda: "ending" not in {thread.name for thread in threading.enumerate()})
+    waiting.cancel()
+
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+
+
 def test_a_file_system_that_hangs_keeps_what_was_revoked_and_its_return_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
