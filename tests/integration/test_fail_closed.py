@@ -183,6 +183,8 @@ def test_a_listener_in_the_clear_is_warned_of_at_each_start(
 ) -> None:
     # A name that leads to loopback and is not taken for it: tests open no port to others.
     env |= {"INGEST_LISTEN": "here.localhost:0", "INGEST_PLAINTEXT": "true"}
+    if command == "dev":  # which uses neither, and says so
+        del env["INGEST_DATABASE_URL"], env["INGEST_BROKER_URL"]
     env["INGEST_DATA_DIR"] = str(tmp_path / "data")
 
     for _ in range(2):
