@@ -1,5 +1,7 @@
 """Engines with every timeout set; nothing here connects."""
 
+import errno
+import os
 import sqlite3
 import threading
 import time
@@ -164,7 +166,8 @@ def _build_sqlite(url: URL, pool_size: int, common: dict[str, Any]) -> Engine:
     file = sqlite_file(url)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.exists()  # a name that is too long
+        if file.is_dir():  # raises for a name that is too long
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise SettingsError(
             f"set INGEST_DATABASE_URL to a file in a folder that can be used: {error.strerror}"

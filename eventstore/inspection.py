@@ -1,14 +1,17 @@
 """What an operator should know of a database: read only, and cheap."""
 
+import re
 from dataclasses import dataclass
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, func, inspect, select, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, inspect, select, text
 
 from eventstore.schema import REVISION
 
 #: Alembic's; made once, since SQLAlchemy keeps what it compiled for each of hundreds.
 _VERSION = Table("alembic_version", MetaData(), Column("version_num", String))
 
+#: How our revisions are named.
+NUMBER = re.compile(r"\d{4}")
 #: The only encoding of a PostgreSQL database that holds every event.
 ENCODING = "UTF8"
 _READ_ONLY = text("SELECT current_setting('transaction_read_only')")
@@ -18,18 +21,19 @@ _READ_ONLY = text("SELECT current_setting('transaction_read_only')")
 #: role; off here means that something in between keeps them from it.
 _DURABILITY = ("fsync", "full_page_writes", "synchronous_commit")
 
-#: What deploy/roles.sql grants, as far as it is needed.
+#: What deploy/roles.sql grants, as far as it is there; SELECT on events_default is `doctor`'s.
 _LACKS = text("""
 SELECT privilege || ' on ' || name
-FROM (VALUES ('users', 'SELECT'), ('users', 'INSERT'), ('users', 'UPDATE'),
+FROM (VALUES ('alembic_version', 'SELECT'), ('events_default', 'SELECT'),
+             ('users', 'SELECT'), ('users', 'INSERT'), ('users', 'UPDATE'),
              ('events', 'SELECT'), ('events', 'INSERT'), ('events', 'UPDATE'),
              ('idempotency_keys', 'SELECT'), ('idempotency_keys', 'INSERT'),
              ('idempotency_keys', 'DELETE')) AS needed (name, privilege)
-WHERE NOT has_table_privilege(name, privilege)
+WHERE NOT has_table_privilege(to_regclass(name), privilege)
 UNION ALL
 SELECT 'EXECUTE on ' || proname
 FROM pg_proc
-WHERE oid IN ('ingest_ensure_partitions'::regproc, 'ingest_drop_partitions'::regproc)
+WHERE oid IN (to_regproc('ingest_ensure_partitions'), to_regproc('ingest_drop_partitions'))
   AND NOT has_function_privilege(oid, 'EXECUTE')
 """)
 
@@ -52,8 +56,6 @@ class DatabaseFacts:
     overdue_seconds: float
     #: Such as UTF8.
     encoding: str
-    #: What our role has no right to, such as `INSERT on events`, that serving and working need.
-    lacks: tuple[str, ...]
     #: Whether our role may create tables, and change or drop ours, for which it need only have the
     #: rights of their owner. Serving and working need neither.
     may_create: bool
@@ -68,8 +70,13 @@ def is_current(connection: Connection) -> bool:
     """
     if not inspect(connection).has_table(_VERSION.name):
         return False
-    newest = connection.scalars(select(func.max(_VERSION.c.version_num))).one()
-    return bool(newest and newest >= REVISION)
+    found = connection.scalars(select(_VERSION.c.version_num)).all()
+    return len(found) == 1 and is_known_or_later(found[0])
+
+
+def is_known_or_later(revision: str) -> bool:
+    """Whether this is our revision, or one of a later version, which are numbered like ours."""
+    return NUMBER.fullmatch(revision) is not None and revision >= REVISION
 
 
 def is_writable(connection: Connection) -> bool:
@@ -77,6 +84,11 @@ def is_writable(connection: Connection) -> bool:
     if connection.dialect.name != "postgresql":
         return True
     return bool(connection.execute(_READ_ONLY).scalar_one() == "off")
+
+
+def lacking_rights(connection: Connection) -> tuple[str, ...]:
+    """Return what our role may not, such as `INSERT on events`, and needs; PostgreSQL only."""
+    return tuple(connection.execute(_LACKS).scalars())
 
 
 def inspect_file(connection: Connection) -> tuple[str, str]:
@@ -87,7 +99,6 @@ def inspect_file(connection: Connection) -> tuple[str, str]:
 
 def inspect_database(connection: Connection) -> DatabaseFacts:
     """Read the facts; PostgreSQL with a current schema only."""
-    lacks = tuple(connection.execute(_LACKS).scalars())
     unsafe = tuple(
         name
         for name in _DURABILITY
@@ -114,4 +125,4 @@ def inspect_database(connection: Connection) -> DatabaseFacts:
                          AND pg_has_role(relowner, 'USAGE')) AS owns_tables
         """)
     ).one()
-    return DatabaseFacts(unsafe=unsafe, lacks=lacks, **row._mapping)  # noqa: SLF001  # public in spite of its name
+    return DatabaseFacts(unsafe=unsafe, **row._mapping)  # noqa: SLF001  # public in spite of its name

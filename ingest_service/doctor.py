@@ -88,4 +88,7 @@ def _reason(error: Exception) -> str:
     """Return why a URL could not be read, without words of whoever answered."""
     if isinstance(error, HTTPError):
         return f"HTTP status {error.code}"
-    return str(error.reason if isinstance(error, URLError) else error)
+    reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(reason, OSError):
+        return reason.strerror or type(reason).__name__
+    return str(reason)

@@ -17,12 +17,15 @@ from eventstore.inspection import (
     inspect_file,
     is_current,
     is_writable,
+    lacking_rights,
 )
 from eventstore.settings import Settings, SettingsError
 from ingest_service.findings import Finding, Verdict, judged
 from ingest_service.newcomer import embedded_url
 
 _LEAST_VERSION = 150_000
+#: SQLSTATE, with which storage errors end.
+_NO_RIGHT = "42501"
 #: Seconds that the clocks of this machine and of the database may differ.
 _CLOCK_DIFFERENCE = 2.0
 _LEAST_PARTITIONS = 2
@@ -48,8 +51,9 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
         try:
             # To connect would make it, and would not say why it cannot be written to.
             sqlite_file(engine.url).open("r+b").close()
-        except OSError as error:
-            yield Finding("database", Verdict.FAIL, f"{error.strerror}: check {place}")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "no name of a file"
+            yield Finding("database", Verdict.FAIL, f"{reason}: check {place}")
             return
     try:
         # With transactions it would keep writers of SQLite waiting while it looks.
@@ -65,6 +69,8 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 f"{ahead:+.3f} s",
                 "run NTP on both",
             )
+            if connection.dialect.name == "postgresql":
+                yield _rights(lacking_rights(connection))
             current = is_current(connection)
             yield judged(
                 "schema", current, "current" if current else "old",
@@ -84,9 +90,17 @@ def examine_database(settings: Settings, *, allow_unsafe_durability: bool) -> It
                 yield from _file(*inspect_file(connection))
                 yield judge_space(shutil.disk_usage(sqlite_file(engine.url).resolve().parent).free)
     except StorageError as error:
-        yield Finding("database", Verdict.FAIL, f"{error}: check {place}")
+        what = "run deploy/roles.sql" if _NO_RIGHT in str(error) else f"check {place}"
+        yield Finding("database", Verdict.FAIL, f"{error}: {what}")
     finally:
         engine.dispose()
+
+
+def _rights(lacks: tuple[str, ...]) -> Finding:
+    return judged(
+        "rights", not lacks, f"lacks {', '.join(lacks)}" if lacks else "enough",
+        "run deploy/roles.sql for the role, as the one that migrates", fail=True,
+    )  # fmt: skip
 
 
 def _file(journal: str, damage: str) -> Iterator[Finding]:
@@ -150,10 +164,6 @@ def judge_postgres(
         "workers are down or behind: look at their logs, start more",
     )  # fmt: skip
     rights = ["may create tables"] * facts.may_create + ["owns the tables"] * facts.owns_tables
-    yield judged(
-        "rights", not facts.lacks, f"lacks {', '.join(facts.lacks)}" if facts.lacks else "enough",
-        "run deploy/roles.sql for the role, as the one that migrates", fail=True,
-    )  # fmt: skip
     yield judged(
         "role", not rights, " and ".join(rights) or "no DDL",
         "serve and work with a role that may not (docs/threat-model.md)",

@@ -28,6 +28,7 @@ _REASONS = 3
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 #: Roughly: for what is beyond it nobody can be asked.
 _URL = re.compile(r"(?ai)[a-z]+://([\w.-]+|\[[\w:.%]+\])(:\d{0,5})?([/?#][!-~]*)?")
+_NO_URL = "the URL must be as https://host:443/path, in ASCII without blanks"
 #: What kind of key each algorithm takes (RFC 7518, section 6.1).
 _KINDS = {"RS256": "RSA", "ES256": "EC", "EdDSA": "OKP"}
 
@@ -65,13 +66,18 @@ class JwksUrl:
 
     def __init__(self, url: str) -> None:
         """Take the URL; raises ValueError for another scheme, and for what is no URL."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            is_url = bool(parts.hostname) and parts.port != 0 and bool(_URL.fullmatch(url))
+        except ValueError:
+            # Its text quotes the URL, and so perhaps credentials.
+            raise ValueError(_NO_URL) from None
         if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
             raise ValueError("the URL must start with https://")
         if parts.username is not None:
             raise ValueError("the URL must hold no credentials")
-        if not parts.hostname or not _URL.fullmatch(url):
-            raise ValueError("the URL must be as https://host:443/path, in ASCII without blanks")
+        if not is_url:
+            raise ValueError(_NO_URL)
         self._url = url
 
     def read(self) -> str:

@@ -57,9 +57,10 @@ def supervise(count: int, command: Sequence[str]) -> int:
     children: list[subprocess.Popen[bytes]] = []
     is_first = [True] * count
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
-        for child in children if stopping else ():
+        # A terminal that is closed may say so twice.
+        for child in children if stopping and number != signal.SIGHUP else ():
             child.kill()
         stopping = True
 

@@ -11,7 +11,7 @@ import orjson
 
 from eventstore.depth import deeper_than
 from eventstore.values import EventStatus, Finished, PendingEvent
-from worker.properties import checked, written
+from worker.properties import ORIGINAL, checked, written
 
 #: Bytes of the payload as compact UTF-8 JSON.
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -58,6 +58,9 @@ def process(event: PendingEvent, *, now: datetime, enrichers: Sequence[Enricher]
     properties["user"] = {"id": event.key.user_id, "email": event.email or None}
     for enricher in enrichers:
         properties.update(enricher(payload))
+    # One may hand on what is in the payload, where readers find it in any case.
+    if payload and ORIGINAL in properties and properties[ORIGINAL] == payload.get(ORIGINAL):
+        del properties[ORIGINAL]
     # Without enrichers it is made of a payload that is within its limits.
     text = checked(properties) if enrichers else written(properties)
     return Finished(event.key, EventStatus.PROCESSED, text, None)

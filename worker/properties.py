@@ -19,7 +19,7 @@ MAX_PROPERTIES_DEPTH = 64
 #: Signed or unsigned.
 _INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
 #: Whoever reads an event finds its payload here, so what is stored by this name is never seen.
-_ORIGINAL = "original"
+ORIGINAL = "original"
 #: Bytes that a value takes in its container at least, with a comma or brackets.
 _LEAST_BYTES = 2
 
@@ -39,8 +39,8 @@ def checked(properties: Mapping[str, Any]) -> str:
     They are looked at before they are written: orjson makes null of NaN, and would write for as
     long as there is memory where one value is in many places.
     """
-    if _ORIGINAL in properties:
-        raise UnstorableResult(f"{_ORIGINAL} is the payload's name")
+    if ORIGINAL in properties:
+        raise UnstorableResult(f"{ORIGINAL} is the payload's name")
     _check(properties)
     try:
         text = written(properties)

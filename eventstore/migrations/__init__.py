@@ -10,7 +10,7 @@ from alembic.runtime.environment import NameFilterParentNames, NameFilterType
 from sqlalchemy import Connection, text
 
 from eventstore.engine import build_engine
-from eventstore.inspection import ENCODING
+from eventstore.inspection import ENCODING, NUMBER, is_known_or_later
 from eventstore.schema import REVISION, metadata
 from eventstore.settings import SettingsError
 
@@ -21,20 +21,21 @@ _MIGRATION_LOCK = 0x1A6E58
 def upgrade(url: str) -> None:
     """Apply the migrations that are missing; a second process waits, then finds nothing to do.
 
-    Nor has it anything to do where a later version was.
-
-    Raises SettingsError for a database that cannot hold every event.
+    Nor has it anything to do where a later version was. Raises SettingsError for a new database
+    that cannot hold every event, and for one that another program migrates.
     """
     engine = build_engine(url, name="ingest-migrate", pool_size=1, guarded=False)
     try:
         with engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                _require_encoding(connection)
                 connection.execute(
                     text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK}
                 )
-            if _is_later(MigrationContext.configure(connection).get_current_revision()):
-                return  # this version works with it, and must be able to come back
+            heads = MigrationContext.configure(connection).get_current_heads()
+            if _are_current(heads):
+                return  # one of a later version, too: this one must be able to come back
+            if not heads and connection.dialect.name == "postgresql":
+                _require_encoding(connection)
             config = Config()
             # Alembic puts values in for what follows a percent sign.
             folder = str(Path(__file__).parent).replace("%", "%%")
@@ -53,17 +54,25 @@ def pending_changes(url: str) -> list[str]:
             context = MigrationContext.configure(
                 connection, opts={"include_name": is_ours, "compare_type": True}
             )
-            at = context.get_current_revision()
-            if _is_later(at):
+            heads = context.get_current_heads()
+            is_current = _are_current(heads)
+            if is_current and heads != (REVISION,):
                 return []
-            behind = [] if at == REVISION else [f"schema is at revision {at}, not {REVISION}"]
+            at = ", ".join(heads) or None
+            behind = [] if is_current else [f"schema is at revision {at}, not {REVISION}"]
             return behind + [str(change) for change in compare_metadata(context, metadata)]
     finally:
         engine.dispose()
 
 
-def _is_later(revision: str | None) -> bool:
-    return revision is not None and revision > REVISION
+def _are_current(revisions: tuple[str, ...]) -> bool:
+    """Whether these are our revision, or a later one; raises SettingsError for somebody else's."""
+    if not all(map(NUMBER.fullmatch, revisions)):
+        raise SettingsError(
+            "the tables of INGEST_DATABASE_URL are another program's, as its alembic_version says:"
+            " name a database or a schema that is for events alone"
+        )
+    return len(revisions) == 1 and is_known_or_later(revisions[0])
 
 
 def _require_encoding(connection: Connection) -> None:

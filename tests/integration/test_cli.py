@@ -159,7 +159,9 @@ def test_health_names_an_option_that_is_not_utf8(option: str) -> None:
     assert ended.stderr.endswith("must be UTF-8\n")
 
 
-@pytest.mark.parametrize("path", [f"{__file__}/x.db", "/proc/x/y.db", f"/{'x' * 300}"])
+@pytest.mark.parametrize(
+    "path", [f"{__file__}/x.db", "/proc/x/y.db", f"/{'x' * 300}", str(Path(__file__).parent)]
+)
 @pytest.mark.parametrize("command", ["serve", "worker", "migrate", "sweep"])
 def test_a_file_that_no_database_can_be_in_is_refused_by_the_settings_name(
     command: str, path: str

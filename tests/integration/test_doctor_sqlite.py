@@ -91,6 +91,7 @@ def test_data_on_a_disk_that_takes_no_writes_fail_and_the_folder_is_named(tmp_pa
         ("/proc/x/y.db", "No such file or directory"),
         (f"/{'x' * 300}", "File name too long"),
         (str(Path(__file__).parent), "Is a directory"),
+        (f"{Path(__file__).parent}/a%00b", "no name of a file"),
     ],
 )
 def test_a_file_that_no_database_can_be_in_fails_and_the_setting_is_named(

@@ -260,6 +260,24 @@ def test_a_signal_ends_it_in_good_order(dev: Service, number: signal.Signals) ->
     assert record(dev.process, "server_stopped")
 
 
+def test_a_terminal_that_is_closed_may_say_so_twice(dev: Service) -> None:
+    """Its shell does, and then the kernel: the open stream comes to its end all the same."""
+    caller = newcomer(dev)
+    messages: SimpleQueue[Sequence[EventInput] | None] = SimpleQueue()
+    with ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(caller.stream, iter(messages.get, None))
+        messages.put([event()])
+        eventually(lambda: sum(caller.counts().values()) == 1)
+        dev.process.send_signal(signal.SIGHUP)
+        eventually(lambda: record(dev.process, "draining"))
+        dev.process.send_signal(signal.SIGHUP)
+        messages.put([event()])
+        messages.put(None)
+
+        assert stream.result(10).accepted == 2
+    assert dev.process.wait() == 0
+
+
 def test_nohup_keeps_it_from_ending_with_its_terminal(tmp_path: Path, env: dict[str, str]) -> None:
     nohup = ["nohup", str(BIN / "ingest-service"), "dev"]
     kept = start_process(nohup, tmp_path, env=env, ready=lambda one: record(one, "server_started"))

@@ -1,6 +1,7 @@
 """Enrichers that do what none should, on both databases: their event fails, and nothing else."""
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -151,6 +152,21 @@ def test_a_result_that_cannot_be_stored_fails_alone_and_alike_on_both_databases(
     rows = rows_of(store, keys)
     assert [(row.status, row.attempts) for row in rows] == [(2, 0), (1, 1), (2, 0)]
     assert rows[1].processing_error == f"the result cannot be stored: {why}"
+
+
+def test_an_enricher_may_hand_the_payload_on_whatever_is_in_it(store: Engine) -> None:
+    """A client chooses the names there: one of ours must not fail its event."""
+    (key,) = add(store, {"original": {"a": 1}, "page": "/"})
+
+    def handing_on(payload: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        return {**(payload or {}), "more": 1}
+
+    processor(store, handing_on).first_delivery([key])
+
+    row = row_of(store, key)
+    assert row.status == EventStatus.PROCESSED
+    properties = json.loads(row.properties)
+    assert (properties["more"], "original" in properties) == (1, False)
 
 
 def test_the_last_attempt_of_such_an_event_ends_it_with_that_reason(store: Engine) -> None:

@@ -67,6 +67,14 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         ES256 | {"JWT_JWKS_URL": "http://example.org/keys"},
         "INGEST_JWT_JWKS_URL",
     ),
+    "a set at a port that is none": (
+        ES256 | {"JWT_JWKS_URL": "https://127.0.0.1:99999/keys"},
+        "INGEST_JWT_JWKS_URL",
+    ),
+    "a set by a name that is none": (
+        ES256 | {"JWT_JWKS_URL": "https://canary:canary@h\u2100/keys"},
+        "INGEST_JWT_JWKS_URL",
+    ),
     "a set by another scheme": (ES256 | {"JWT_JWKS_URL": "file://{set}"}, "INGEST_JWT_JWKS_URL"),
     "no issuer": ({"JWT_SECRET": SECRET, "JWT_ISSUER": " "}, "INGEST_JWT_ISSUER"),
     "no audience": ({"JWT_SECRET": SECRET, "JWT_AUDIENCE": " "}, "INGEST_JWT_AUDIENCE"),

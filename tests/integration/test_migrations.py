@@ -4,10 +4,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import inspect, text
 
 from eventstore import migrations
 from eventstore.inspection import is_current
+from eventstore.settings import SettingsError
 from tests.kit.server import DATABASES, closing_engine
 
 
@@ -47,6 +48,21 @@ def test_what_a_later_version_migrated_is_left_as_it_is(store_url: str) -> None:
             assert is_current(connection)
             kept = connection.execute(text("SELECT version_num FROM alembic_version")).scalars()
             assert kept.all() == ["9999"]
+
+
+def test_tables_of_another_program_are_left_alone(empty_url: str) -> None:
+    """Whose revisions are named by letters, too, and are no later ones of ours."""
+    with closing_engine(empty_url) as engine:
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE alembic_version (version_num varchar(32))"))
+            connection.execute(text("INSERT INTO alembic_version VALUES ('ae1027a6acf4')"))
+        for migrate in (migrations.upgrade, migrations.pending_changes):
+            with pytest.raises(SettingsError, match="INGEST_DATABASE_URL are another program's"):
+                migrate(empty_url)
+
+        with engine.connect() as connection:
+            assert not is_current(connection)
+            assert inspect(connection).get_table_names() == ["alembic_version"]
 
 
 def test_options_of_the_url_are_kept(empty_database_url: str) -> None:

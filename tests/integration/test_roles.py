@@ -145,6 +145,27 @@ def test_doctor_fails_for_a_role_that_lacks_what_serving_and_working_need(
     assert "deploy/roles.sql" in advice
 
 
+def test_doctor_names_the_file_of_grants_that_was_never_run(
+    database_url: str, broker_url: str
+) -> None:
+    with closing(psycopg2.connect(database_url)) as owner, owner.cursor() as cursor:
+        cursor.execute("CREATE ROLE ingest_nobody LOGIN")
+        owner.commit()
+        url = make_url(database_url).set(username="ingest_nobody", password=None)
+        env = settings_for(url.render_as_string(hide_password=False), broker_url)
+        try:
+            code, found = examine(env, "--allow-unsafe-durability")
+        finally:
+            cursor.execute("DROP ROLE ingest_nobody")
+            owner.commit()
+
+    assert code == 1
+    assert "SELECT on alembic_version" in found["rights"][1]
+    for check in ("rights", "database"):
+        assert found[check][0] == "fail"
+        assert "deploy/roles.sql" in found[check][1]
+
+
 def test_doctor_warns_of_a_role_that_may_create_tables_though_it_owns_none(
     database_url: str, application_url: str, broker_url: str
 ) -> None:
