@@ -232,10 +232,9 @@ async def _told_to_stop(front: Front, told: asyncio.Event, *, again: bool = Fals
         for number in () if again else ends():
             loop.remove_signal_handler(number)
             # SIGINT would be a KeyboardInterrupt, which cancels the calls: their clients would take
-            # it for their own doing.
-            # A terminal that is closed may say so twice.
-            is_once = number is signal.SIGHUP
-            signal.signal(number, signal.SIG_IGN if is_once else signal.SIG_DFL)
+            # it for their own doing. A terminal that is closed may say so twice.
+            is_closed = number is signal.SIGHUP
+            signal.signal(number, signal.SIG_IGN if is_closed else signal.SIG_DFL)
         log.info("draining")
     for task in done:
         task.result()

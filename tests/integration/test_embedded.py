@@ -280,12 +280,13 @@ def test_a_terminal_that_is_closed_may_say_so_twice(dev: Service) -> None:
 
 def test_nohup_keeps_it_from_ending_with_its_terminal(tmp_path: Path, env: dict[str, str]) -> None:
     nohup = ["nohup", str(BIN / "ingest-service"), "dev"]
-    kept = start_process(nohup, tmp_path, env=env, ready=lambda one: record(one, "server_started"))
+    kept = start_process(nohup, tmp_path, env=env, ready=lambda one: "buf" in one.stdout())
+    dev = Service(kept, env)
     try:
         kept.send_signal(signal.SIGHUP)
-        kept.send_signal(signal.SIGTERM)
-        assert kept.wait() == 0
-        assert record(kept, "draining")
+        assert all(newcomer(dev).is_served() for _ in range(20))
+        assert not record(kept, "draining")
+        assert dev.stop() == 0
     finally:
         kept.kill_group()
 

@@ -16,6 +16,7 @@ from tests.integration.test_health import health
 from tests.integration.test_worker import FAST, start_worker
 from tests.kit import forks
 from tests.kit.caller import event, refused
+from tests.kit.databases import alter_database
 from tests.kit.processes import Processes
 from tests.kit.proxy import Proxy
 from tests.kit.server import Start, running, settings_for
@@ -30,10 +31,7 @@ def test_texts_are_utf8_whatever_client_encoding_is_set(
     database_url: str, broker_url: str, start_service: Start, processes: Processes
 ) -> None:
     """By the environment of both processes, and by the database."""
-    name = urlsplit(database_url).path.removeprefix("/")
-    with closing(psycopg2.connect(database_url)) as connection, connection.cursor() as cursor:
-        cursor.execute(f"ALTER DATABASE {name} SET client_encoding = 'LATIN1'")
-        connection.commit()
+    alter_database(database_url, "SET client_encoding = 'LATIN1'")
     env = settings_for(database_url, broker_url, **FAST) | {"PGCLIENTENCODING": "LATIN1"}
     server = start_service(env)
     start_worker(processes, env)
